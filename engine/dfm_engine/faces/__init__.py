@@ -1,0 +1,1 @@
+"""A clip's face: detection, pose, box, crop, and the source frame."""

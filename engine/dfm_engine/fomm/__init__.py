@@ -1,0 +1,1 @@
+"""The First Order Motion Model (Siarohin et al. 2019)."""

@@ -1,0 +1,1 @@
+"""Files in, frames out, and back: probe, decode, encode."""

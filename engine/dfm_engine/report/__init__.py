@@ -1,0 +1,1 @@
+"""Contact sheets and the self-contained HTML report."""

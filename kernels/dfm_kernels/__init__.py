@@ -1,0 +1,1 @@
+"""GPU kernels, each beside its plain-torch reference; tensors in, tensors out."""
