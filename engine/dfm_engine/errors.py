@@ -79,13 +79,13 @@ class ShortfallError(DfmError):
     exit_code = 3
 
 
-class EnvironmentUnfit(DfmError):  # noqa: N818 - a state, not an event
+class EnvironmentUnfit(DfmError):
     """This machine cannot do what was asked."""
 
     exit_code = 4
 
 
-class CheckFailed(DfmError):  # noqa: N818
+class CheckFailed(DfmError):
     """A verification failed or a goal was missed."""
 
     exit_code = 5

@@ -138,7 +138,7 @@ class Splits:
     seed: int = _doc(0, "for the two that draw")
 
     def __post_init__(self) -> None:
-        if not (0 < self.train and 0 < self.val and self.train + self.val < 1):
+        if not (self.train > 0 and self.val > 0 and self.train + self.val < 1):
             raise RecipeError(
                 f"splits: train {self.train} and val {self.val} must be positive and sum below 1"
             )
