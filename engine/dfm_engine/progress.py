@@ -1,0 +1,138 @@
+"""What a person sees while a build runs, and the stage timings that stay behind.
+
+`Meters` counts work and busy seconds per stage; `Ticker` writes a line of them to stderr every few
+seconds. The stage that was busy for the largest share of the time is the bottleneck.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+
+@dataclass(slots=True)
+class Meter:
+    """One stage: how much it did and how long it was busy.
+
+    Attributes:
+        busy_s: seconds of work, summed over the stage's workers.
+        workers: how many work side by side; the busy share is busy_s / (workers x wall).
+        clips: items finished.
+        frames: frames finished.
+    """
+
+    busy_s: float = 0.0
+    workers: int = 1
+    clips: int = 0
+    frames: int = 0
+
+
+@dataclass(slots=True)
+class Meters:
+    """The stages of a run, by name, in the order of their first use."""
+
+    stages: dict[str, Meter] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.monotonic)
+
+    def stage(self, name: str, *, workers: int = 1) -> Meter:
+        """The meter of a stage, made at its first use."""
+        return self.stages.setdefault(name, Meter(workers=workers))
+
+    @contextmanager
+    def busy(self, name: str, *, clips: int = 0, frames: int = 0) -> Iterator[None]:
+        """Count the time of a block as work of a stage, and its items once it succeeds."""
+        meter = self.stage(name)
+        start = time.monotonic()
+        try:
+            yield
+            meter.clips += clips
+            meter.frames += frames
+        finally:
+            meter.busy_s += time.monotonic() - start
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.started_s
+
+    def bottleneck(self) -> str | None:
+        """The stage that was busy for the largest share of its workers' time."""
+        shares = {name: m.busy_s / m.workers for name, m in self.stages.items() if m.busy_s > 0}
+        return max(shares, key=lambda name: shares[name]) if shares else None
+
+    def to_json(self) -> dict[str, dict[str, float | int]]:
+        """Per stage: clips, frames, busy seconds, frames per busy second, busy share of the wall."""
+        wall = max(self.wall_s, 1e-9)
+        return {
+            name: {
+                "clips": m.clips,
+                "frames": m.frames,
+                "workers": m.workers,
+                "busy_s": round(m.busy_s, 3),
+                "frames_per_busy_s": round(m.frames / m.busy_s, 1) if m.busy_s else 0.0,
+                "busy_share": round(m.busy_s / (m.workers * wall), 4),
+            }
+            for name, m in self.stages.items()
+        }
+
+
+class Ticker:
+    """Writes one line every few seconds while a block runs; silent with `interval_s=None`.
+
+    Args:
+        line: makes the text; called from a thread of its own, so it only reads.
+        interval_s: seconds between lines; 2 on a terminal, where the line is overwritten in
+            place, 10 elsewhere.
+        stream: stderr, unless a test says otherwise.
+    """
+
+    def __init__(self, line, *, interval_s: float | None = -1.0, stream: TextIO | None = None):
+        self._line = line
+        self._stream = stream if stream is not None else sys.stderr
+        self._is_tty = self._stream.isatty()
+        if interval_s is not None and interval_s < 0:
+            interval_s = 2.0 if self._is_tty else 10.0
+        self._interval_s = interval_s
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Ticker:
+        if self._interval_s is not None:
+            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._write(final=True)
+
+    def _run(self) -> None:
+        while not self._done.wait(self._interval_s):
+            self._write()
+
+    def _write(self, *, final: bool = False) -> None:
+        text = self._line()
+        if not text:
+            return
+        if self._is_tty:
+            self._stream.write(f"\r\x1b[2K{text}" + ("\n" if final else ""))
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """`41 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
