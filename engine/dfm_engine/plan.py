@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quotas:
-    """How many fakes to keep per action (None: every one that passes), and per source (0: no bound)."""
+    """How many fakes to keep per action (None: all that pass), and per source (0: no bound)."""
 
     per_action: Mapping[Action, int | None]
     per_source: int = 0
@@ -80,9 +80,9 @@ def order_candidates(
 ) -> Iterator[Candidate]:
     """The candidates of one action in the order they are tried.
 
-    Sources come in a seeded order that differs between actions. In round r the i-th source is paired
-    with driving clip (i + r) mod n, so the clips of an action are used evenly from the start and every
-    pair occurs once.
+    Sources come in a seeded order that differs between actions. In round r the i-th source is
+    paired with driving clip (i + r) mod n, so the clips of an action are used evenly from the
+    start and every pair occurs once.
 
     Args:
         sources: content hashes of usable source clips.

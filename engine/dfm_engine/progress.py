@@ -66,7 +66,7 @@ class Meters:
         return max(shares, key=lambda name: shares[name]) if shares else None
 
     def to_json(self) -> dict[str, dict[str, float | int]]:
-        """Per stage: clips, frames, busy seconds, frames per busy second, busy share of the wall."""
+        """Per stage: clips, frames, busy seconds, frames per busy second, share of the wall."""
         wall = max(self.wall_s, 1e-9)
         return {
             name: {

@@ -1,8 +1,8 @@
 """A recipe: every decision of a run, as frozen dataclasses read from and written to TOML.
 
 Each section below is one table of the file and every field has a default, a unit in its name and a
-one-line description (`field(..., metadata={"doc": ...})`, shown by `describe`). An unknown key is an
-error that names the nearest known one. The resolved recipe is written beside the results.
+one-line description (`field(..., metadata={"doc": ...})`, shown by `describe`). An unknown key is
+an error that names the nearest known one. The resolved recipe is written beside the results.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from dfm_engine.errors import RecipeError
 
 
 def _doc(default: Any, text: str) -> Any:
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"doc": text})
     return field(default=default, metadata={"doc": text})
 
 
@@ -123,7 +121,9 @@ class Screen:
     amplitude_low: float = _doc(0.5, "result motion may be this much smaller than the driving's")
     amplitude_high: float = _doc(1.5, "... and this much larger")
     every_n: int = _doc(2, "look at every n-th frame")
-    thresholds: dict[str, dict[str, float]] = _doc({}, "per action: overrides of screen.THRESHOLDS")
+    thresholds: dict[str, dict[str, float]] = field(
+        default_factory=dict, metadata={"doc": "per action: overrides of screen.THRESHOLDS"}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
