@@ -9,6 +9,7 @@
     │   └── FaceError           3  decodes, but holds no face that we can use
     ├── ShortfallError          3  the run ended, short of its quota or over its quarantine limit
     ├── EnvironmentUnfit        4  this machine cannot do what was asked
+    ├── WorkerDied              1  a worker process died during a job; costs the job one attempt
     ├── CheckFailed             5  a verification or a goal missed
     └── ShapeError              1  a tensor of the wrong shape or dtype (ValueError)
 
@@ -83,6 +84,25 @@ class EnvironmentUnfit(DfmError):
     """This machine cannot do what was asked."""
 
     exit_code = 4
+
+
+class WorkerDied(DfmError):
+    """A worker process died during a job; a living coordinator counts one attempt for that job.
+
+    Attributes:
+        doing: what it was at, and for which clip.
+        pid: of the process.
+        cause: `killed by SIGKILL; ...` or `exited with N`; holds nothing that differs between runs.
+    """
+
+    def __init__(self, doing: str, pid: int, cause: str) -> None:
+        self.doing = doing
+        self.pid = pid
+        self.cause = cause
+        super().__init__(f"{doing}: the worker process {pid} was lost ({cause})")
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, str]]:
+        return type(self), (self.doing, self.pid, self.cause)
 
 
 class CheckFailed(DfmError):
