@@ -34,9 +34,13 @@ class Limits:
     duration_s: float = _doc(600.0, "longest clip by its timestamps")
     frames: int = _doc(3000, "most frames decoded from one clip")
     short_side_px: int = _doc(20, "smallest width or height")
+    file_gib: float = _doc(4.0, "largest file")
+    decode_s: float = _doc(30.0, "most processor time spent on decoding one clip once")
 
     def __post_init__(self) -> None:
-        _positive(self, "megapixels", "duration_s", "frames", "short_side_px")
+        _positive(
+            self, "megapixels", "duration_s", "frames", "short_side_px", "file_gib", "decode_s"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
