@@ -23,7 +23,7 @@ _TOP_LEVEL = frozenset(
 _MAX_INDEX_BYTES = 64 * 2**20
 _MAX_BOXES = 100_000
 _REQUIRED = {
-    b"moov": (b"mvhd",),
+    b"moov": (b"mvhd", b"trak"),
     b"trak": (b"tkhd", b"mdia"),
     b"mdia": (b"mdhd", b"hdlr", b"minf"),
     b"minf": (b"stbl",),
