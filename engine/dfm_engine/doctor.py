@@ -174,16 +174,13 @@ def _machine(facts: MachineFacts) -> Iterator[Check]:
     )
     if facts.temp_error:
         yield _check("Temporary files", Verdict.FAIL, facts.temp_error, "point TMPDIR elsewhere")
-    if facts.shm_bytes is None:
-        hint = "mount a tmpfs there; frames reach the encoders through it"
-        yield _check("Shared memory", Verdict.FAIL, "/dev/shm cannot be written", hint)
-    else:
-        yield _check(
-            "Shared memory",
-            Verdict.WARN if facts.shm_bytes < GIB else Verdict.PASS,
-            f"{facts.shm_bytes / GIB:.2f} GiB free in /dev/shm",
-            "a container gets 64 MiB unless started with --shm-size or --ipc=host",
-        )
+    shm = facts.shm_bytes
+    yield _check(
+        "Shared memory",
+        Verdict.WARN if shm is None or shm < GIB else Verdict.PASS,
+        "/dev/shm cannot be written" if shm is None else f"{shm / GIB:.2f} GiB free in /dev/shm",
+        "torch's loader workers need it: start a container with --shm-size=8g or --ipc=host",
+    )
 
 
 def _gpu(facts: MachineFacts, require_gpu: bool) -> Iterator[Check]:

@@ -258,10 +258,11 @@ def test_what_is_no_readable_file_is_refused_with_its_kind(tmp_path: Path) -> No
     (tmp_path / "p/loop.mp4").symlink_to("loop.mp4")
     (tmp_path / "p/gone.mp4").symlink_to("missing")
     os.mkfifo(tmp_path / "p/pipe.mp4")
-    (tmp_path / "directory.mp4").mkdir()
+    put(tmp_path, "directory.mp4/0001.mp4")
     listing = list_sources(tmp_path)
     assert [clip.path.name for clip in listing.clips] == ["a.mp4"]
     assert kinds(listing) == {
+        "directory.mp4": "not-a-regular-file",
         "gone.mp4": "not-found",
         "loop.mp4": "not-a-regular-file",
         "pipe.mp4": "not-a-regular-file",

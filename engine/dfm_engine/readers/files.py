@@ -20,14 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfm_engine.errors import MediaError, UsageError
-
-STILL_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# A file of another suffix is no clip, whatever it holds.
-VIDEO_SUFFIXES = frozenset(
-    {".3g2", ".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".ogv", ".webm"}
-    | {".m2ts", ".mpeg", ".mpg", ".mts", ".mxf", ".ts", ".vob", ".wmv"}
-    | {".264", ".265", ".h264", ".h265", ".hevc", ".ivf", ".y4m"}  # bare streams
-)
+from dfm_engine.media.containers import IMAGE_SUFFIXES, MEDIA_SUFFIXES
 
 _KINDS = {
     errno.ENOENT: "not-found",
@@ -94,13 +87,13 @@ def find_media(root: str | os.PathLike[str]) -> Found:
     ignored = 0
     for path in _walk(top, refused):
         suffix = path.suffix.lower()
-        is_still = suffix in STILL_SUFFIXES
-        if path.name.startswith(".") or not (is_still or suffix in VIDEO_SUFFIXES):
+        if path.name.startswith(".") or suffix not in MEDIA_SUFFIXES:
             ignored += 1
         elif error := _why_not_regular(path):
             refused.append(error)
         else:
             relative = path.relative_to(top).as_posix()
+            is_still = suffix in IMAGE_SUFFIXES
             files.append(FoundFile(path=path, relative=relative, is_still=is_still))
     if any(error.path == top for error in refused):
         raise UsageError(f"listing clips: {refused[0]}")
@@ -181,7 +174,10 @@ def _natural_part(part: str) -> tuple[tuple[str, int], ...]:
 
 
 def _walk(top: Path, refused: list[MediaError]) -> Iterator[Path]:
-    """Every entry that is no folder, each real folder once, real ones before symlinks to them."""
+    """Every entry that is no folder, each real folder once, real ones before symlinks to them.
+
+    A folder named like a clip counts as an entry: it would be frames, which nothing here reads.
+    """
     visited: set[tuple[int, int]] = set()
     pending = [top]
     while pending:
@@ -199,7 +195,8 @@ def _walk(top: Path, refused: list[MediaError]) -> Iterator[Path]:
             continue
         folders: list[Path] = []
         for entry in entries:
-            if not _is_folder(entry):
+            is_named_like_clip = Path(entry.name).suffix.lower() in MEDIA_SUFFIXES
+            if not _is_folder(entry) or is_named_like_clip:
                 yield Path(entry.path)
             elif not entry.name.startswith("."):
                 folders.append(Path(entry.path))
@@ -219,7 +216,8 @@ def _why_not_regular(path: Path) -> MediaError | None:
         return os_error(path, error)
     if stat.S_ISREG(mode):
         return None
-    return MediaError(path, "not-a-regular-file", "is a fifo, socket or device; remove it")
+    what = "a folder named like a clip" if stat.S_ISDIR(mode) else "a fifo, socket or device"
+    return MediaError(path, "not-a-regular-file", f"is {what}; remove or rename it")
 
 
 def _read_cache(cache: Path | None) -> dict[str, list[object]]:
