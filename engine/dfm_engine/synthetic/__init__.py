@@ -1,1 +1,32 @@
-"""Procedural faces: seeded clips with no real person behind them, and their ground truth."""
+"""Procedural faces: seeded clips with no real person behind them, and their ground truth.
+
+    identity = Identity.draw(7)
+    rendered = render(identity, action_states(Action.SMILE, seed=1), 256)
+
+`state.py` says what a face does, `identity.py` who it is, `renderer.py` draws one in the other.
+"""
+
+from dfm_engine.synthetic.identity import RENDERER_VERSION, Identity
+from dfm_engine.synthetic.landmarks import LANDMARKS, MIRRORED
+from dfm_engine.synthetic.renderer import Rendered, render
+from dfm_engine.synthetic.state import (
+    STATE_FIELDS,
+    States,
+    action_states,
+    idle_states,
+    neutral_states,
+)
+
+__all__ = [
+    "LANDMARKS",
+    "MIRRORED",
+    "RENDERER_VERSION",
+    "STATE_FIELDS",
+    "Identity",
+    "Rendered",
+    "States",
+    "action_states",
+    "idle_states",
+    "neutral_states",
+    "render",
+]
