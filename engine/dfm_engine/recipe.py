@@ -117,14 +117,26 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
-    """Keep or reject an animation; thresholds start from a published-gate survey, see docs."""
+    """Keep or reject an animation; the gates' limits are in `screen.gates.THRESHOLDS`."""
 
     mode: Literal["enforce", "record"] = _doc("enforce", "drop what fails, or only record verdicts")
     min_face_share: float = _doc(0.95, "share of looked-at frames in which a face must be found")
     min_agreement: float = _doc(0.7, "correlation of driving and result motion signals")
     amplitude_low: float = _doc(0.5, "result motion may be this much smaller than the driving's")
     amplitude_high: float = _doc(1.5, "... and this much larger")
-    every_n: int = _doc(2, "look at every n-th frame")
+    max_frozen_share: float = _doc(
+        0.2, "frames equal to the one before, beyond the driving clip's share"
+    )
+    min_sharpness_ratio: float = _doc(0.3, "result sharpness over the source image's")
+    every_n: int = _doc(2, "look for the face on every n-th frame")
+    overlaps: tuple[str, ...] = _doc(
+        (
+            "surprise > open_mouth",
+            "embarrassment > nod",
+            "embarrassment > smile",
+        ),
+        "clip > gate: a clip of the first action may rightly pass the gate of the second",
+    )
     thresholds: dict[str, dict[str, float]] = field(
         default_factory=dict, metadata={"doc": "per action: overrides of screen.THRESHOLDS"}
     )
