@@ -105,11 +105,12 @@ def test_clips_are_detected_as_in_the_reference(
 def test_bad_inputs_are_detected_as_in_the_reference(detector: Mtcnn, shared: Path, decode) -> None:
     reference = json.loads((shared / "reference" / "mtcnn" / "bad-inputs-faces.json").read_text())
     for name, rows in reference.items():
-        if not isinstance(rows, list):
+        rows = [row for row in rows if "frame" in row]
+        if not rows:
             continue
         pictures = decode(shared / "bad-inputs" / name, [row["frame"] for row in rows])
         faces = detector.detect(np.stack([pictures[row["frame"]] for row in rows]))
-        assert not compare(faces, [row["faces"] for row in rows]), name
+        assert not compare(faces, [row.get("faces", []) for row in rows]), name
 
 
 @pytest.mark.parametrize(
