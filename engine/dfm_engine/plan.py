@@ -172,6 +172,15 @@ class Planner:
             if (quota := wanted[action]) is not None and filled[action] < quota
         }
 
+    def wanted(self) -> int:
+        """Fakes to keep if every candidate passed: quotas, bounded by what the lists hold."""
+        return sum(
+            len(listed)
+            if (quota := self.quotas.per_action[action]) is None
+            else min(quota, len(listed))
+            for action, listed in self.candidates.items()
+        )
+
     def _actions(self) -> list[Action]:
         return [action for action in Action if action in self.candidates]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -38,6 +38,9 @@ class Meters:
 
     stages: dict[str, Meter] = field(default_factory=dict)
     started_s: float = field(default_factory=time.monotonic)
+    _open: list[tuple[str, float]] = field(
+        default_factory=list
+    )  # blocks under way, outermost first
 
     def stage(self, name: str, *, workers: int = 1) -> Meter:
         """The meter of a stage, made at its first use."""
@@ -45,15 +48,26 @@ class Meters:
 
     @contextmanager
     def busy(self, name: str, *, clips: int = 0, frames: int = 0) -> Iterator[None]:
-        """Count the time of a block as work of a stage, and its items once it succeeds."""
+        """Count the time of a block as work of a stage, and its items once it succeeds.
+
+        Stages pull from each other, so blocks nest: while an inner one runs the outer one's clock
+        stands, and the stages' times never count a second twice. For one thread.
+        """
         meter = self.stage(name)
-        start = time.monotonic()
+        now = time.monotonic()
+        if self._open:
+            outer, since = self._open[-1]
+            self.stages[outer].busy_s += now - since
+        self._open.append((name, now))
         try:
             yield
             meter.clips += clips
             meter.frames += frames
         finally:
-            meter.busy_s += time.monotonic() - start
+            now = time.monotonic()
+            meter.busy_s += now - self._open.pop()[1]
+            if self._open:
+                self._open[-1] = (self._open[-1][0], now)
 
     @property
     def wall_s(self) -> float:
@@ -82,27 +96,34 @@ class Meters:
 
 
 class Ticker:
-    """Writes one line every few seconds while a block runs; silent with `interval_s=None`.
+    """Writes one line every few seconds while a block runs, and a last one at its end.
 
     Args:
         line: makes the text; called from a thread of its own, so it only reads.
-        interval_s: seconds between lines; 2 on a terminal, where the line is overwritten in
-            place, 10 elsewhere.
+        enabled: False is silence.
+        interval_s: seconds between lines; None is 1 on a terminal, where the line is overwritten
+            in place, and 10 elsewhere.
         stream: stderr, unless a test says otherwise.
     """
 
-    def __init__(self, line, *, interval_s: float | None = -1.0, stream: TextIO | None = None):
+    def __init__(
+        self,
+        line: Callable[[], str],
+        *,
+        enabled: bool = True,
+        interval_s: float | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
         self._line = line
         self._stream = stream if stream is not None else sys.stderr
         self._is_tty = self._stream.isatty()
-        if interval_s is not None and interval_s < 0:
-            interval_s = 2.0 if self._is_tty else 10.0
-        self._interval_s = interval_s
+        self._enabled = enabled
+        self._interval_s = interval_s or (1.0 if self._is_tty else 10.0)
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Ticker:
-        if self._interval_s is not None:
+        if self._enabled:
             self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
             self._thread.start()
         return self

@@ -1,0 +1,270 @@
+"""`build_dataset`: clips in, a data set out. Read this first.
+
+    list ─► probe ─► frame ─► plan ─► [animate ─► screen ─► encode ─► commit] ─► manifest, report
+
+Inputs are listed and looked at once (`prepare.py`), candidates are planned (`plan.py`) and made in
+waves (`making.py`). A committed clip is never made again: starting the same build again resumes it,
+and what it leaves is the same, byte for byte, however often it was stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dfm_engine.actions import Action
+from dfm_engine.backends import Runner
+from dfm_engine.clip import DrivingClip, SourceClip
+from dfm_engine.errors import ShortfallError
+from dfm_engine.finish import BuildSummary, finish, quarantined_inputs
+from dfm_engine.interrupts import StopRequest
+from dfm_engine.jobs import Marker, RunFolder
+from dfm_engine.making import Workshop
+from dfm_engine.media.pool import EncodePool
+from dfm_engine.naming import Naming
+from dfm_engine.options import BuildOptions, list_inputs
+from dfm_engine.plan import Candidate, Outcome, Planner, Quotas, order_candidates
+from dfm_engine.prepare import Framer, Prepared, PreparedStore, prepare_clips
+from dfm_engine.progress import Meters, Ticker, duration
+from dfm_engine.quarantine import QuarantineRow
+from dfm_engine.recipe import BuildRecipe, recipe_hash, to_toml
+from dfm_engine.screen import Detector
+from dfm_engine.shelf import Shelf, driving_key
+
+_log = logging.getLogger(__name__)
+
+Said = Callable[[str], None]
+
+__all__ = ["BuildOptions", "BuildSummary", "build_dataset", "list_inputs", "plan"]
+
+
+def build_dataset(
+    options: BuildOptions,
+    *,
+    runner: Runner,
+    detector: Detector,
+    framer: Framer,
+    workers: int,
+    batch_size: int,
+    threads: int,
+    stop: StopRequest | None = None,
+    say: Said = lambda text: None,
+    progress: bool = True,
+) -> BuildSummary:
+    """Build, or go on building, a data set.
+
+    Args:
+        options: what to build.
+        runner: holds the animation model.
+        detector: finds faces, for the screen.
+        framer: frames a clip by its face, for the preparation.
+        workers: encode processes.
+        batch_size: generator rows per batch; fixed in run.json, as it may decide a rounding.
+        threads: of torch, set by the caller; likewise.
+        stop: set by a signal; the run then ends after the wave under way.
+        say: told what a person wants to read.
+        progress: write a line of it every few seconds.
+
+    Raises:
+        UsageError: the inputs, or the folder, cannot be used.
+        EnvironmentUnfit: the disk is full or the like; run the same command again to resume.
+        Interrupted: `stop` was set; what was begun is committed.
+        ShortfallError: there is not one usable source, or not one usable driving clip.
+    """
+    stop = stop or StopRequest()
+    recipe = options.recipe
+    meters = Meters()
+    inputs = list_inputs(options)
+    for warning in inputs.warnings:
+        say(f"note: {warning}")
+    contract = {
+        "recipe": recipe_hash(recipe),
+        "weights_sha256": runner.weights_sha256,
+        "runner": runner.name,
+        "batch_size": batch_size,
+        "threads": threads,
+        "frame_size": list(runner.frame_size),
+    }
+    with RunFolder.open(options.out, contract=contract, recipe_toml=to_toml(recipe)) as folder:
+        store = PreparedStore(options.out / "prepared", recipe, frame_size=runner.frame_size[0])
+        looked: dict[Any, Prepared] = {}
+        clips: list[SourceClip | DrivingClip] = [*inputs.sources.clips, *inputs.driving.clips]
+        with Ticker(lambda: _preparing_line(looked, clips, meters), enabled=progress):
+            for clip, outcome in prepare_clips(
+                clips, store, framer, limits=recipe.limits, workers=workers, meters=meters
+            ):
+                looked[clip] = outcome
+                stop.raise_if_set()
+        sources = {c.sha256: (c, looked[c]) for c in inputs.sources.clips if looked[c].is_usable}
+        driving = {
+            driving_key(c): (c, looked[c]) for c in inputs.driving.clips if looked[c].is_usable
+        }
+        refused_inputs = quarantined_inputs(inputs, looked)
+        _refuse_if_none(options, sources, driving, refused_inputs, folder)
+        planner = plan(recipe, sources, driving, limit=options.limit)
+        shelf = Shelf(
+            sources=sources,
+            driving=driving,
+            recipe=recipe,
+            runner=runner,
+            detector=detector,
+            batch_size=batch_size,
+            meters=meters,
+        )
+        naming = Naming(
+            recipe,
+            weights_sha256=runner.weights_sha256,
+            frame_size=runner.frame_size[0],
+            real_root=_root(options.real),
+            driving_root=_root(options.driving),
+        )
+        with EncodePool(workers, queue_clips=2) as pool:
+            workshop = Workshop(
+                folder=folder,
+                shelf=shelf,
+                naming=naming,
+                runner=runner,
+                detector=detector,
+                pool=pool,
+                recipe=recipe,
+                batch_size=batch_size,
+                meters=meters,
+                external=options.verdicts,
+            )
+            before = len(workshop.committed)
+            with Ticker(lambda: _making_line(planner, meters, pool), enabled=progress):
+                _make(planner, workshop, naming, folder, stop)
+            _take_pool_times(meters, pool)
+        made = len(workshop.committed) - before
+        summary = finish(
+            options,
+            inputs,
+            planner,
+            workshop.committed,
+            naming,
+            folder,
+            refused_inputs,
+            meters,
+            made,
+        )
+    return summary
+
+
+def plan(
+    recipe: BuildRecipe,
+    sources: Mapping[str, tuple[SourceClip, Prepared]],
+    driving: Mapping[str, tuple[DrivingClip, Prepared]],
+    *,
+    limit: int | None,
+) -> Planner:
+    """The candidates and quotas of a build; actions without driving clips have none."""
+    by_action: dict[Action, list[str]] = {}
+    for key, (clip, _) in driving.items():
+        by_action.setdefault(clip.action, []).append(key)
+    needed = {key: prepared.frames for key, (_, prepared) in driving.items()}
+    held = {sha: None if c.is_still else p.frames for sha, (c, p) in sources.items()}
+    candidates = {
+        action: list(
+            order_candidates(
+                list(sources), by_action[action], needed, held, action, seed=recipe.plan.seed
+            )
+        )
+        for action in Action
+        if action in by_action
+    }
+    quotas = Quotas.of(
+        list(candidates),
+        per_action=recipe.plan.per_action,
+        per_source=recipe.plan.fakes_per_source,
+        limit=limit,
+    )
+    return Planner(candidates, quotas)
+
+
+def _make(
+    planner: Planner, workshop: Workshop, naming: Naming, folder: RunFolder, stop: StopRequest
+) -> None:
+    """Wave after wave until the quotas are met or the lists exhausted."""
+    given_up = folder.quarantine.rows()
+    while wave := planner.next_wave():
+        to_do: list[Candidate] = []
+        for candidate in wave:
+            known = _known_outcome(naming.fake_id(candidate), workshop.committed, given_up)
+            if known is None:
+                to_do.append(candidate)
+            elif known is Outcome.PASSED and not workshop.ensure_twin(candidate):
+                planner.record(candidate, Outcome.FAILED)
+            else:
+                planner.record(candidate, known)
+        workshop.make_wave(to_do, record=planner.record, stop=stop)
+        stop.raise_if_set()
+
+
+def _known_outcome(
+    name: str, committed: Mapping[str, Marker], given_up: Mapping[str, QuarantineRow]
+) -> Outcome | None:
+    if name in committed:
+        return Outcome.PASSED if committed[name].outcome == "passed" else Outcome.REFUSED
+    return Outcome.FAILED if name in given_up else None
+
+
+def _refuse_if_none(
+    options: BuildOptions,
+    sources: Mapping[str, Any],
+    driving: Mapping[str, Any],
+    refused: Sequence[QuarantineRow],
+    folder: RunFolder,
+) -> None:
+    if sources and driving:
+        return
+    folder.write_tables([], refused)
+    what = "real clip" if not sources else "driving clip"
+    where = options.real if not sources else options.driving
+    reasons = Counter(row.kind for row in refused)
+    found = ", ".join(f"{count} {kind}" for kind, count in reasons.most_common())
+    raise ShortfallError(
+        f"not one usable {what} in {os.fspath(where)!r} ({found}); "
+        f"the reasons are in {os.fspath(options.out / 'quarantine.parquet')!r}"
+    )
+
+
+def _take_pool_times(meters: Meters, pool: EncodePool) -> None:
+    meter = meters.stage("encode", workers=len(pool.stats))
+    meter.busy_s = sum(stats.busy_s for stats in pool.stats)
+    meter.clips = sum(stats.clips for stats in pool.stats)
+    meter.frames = sum(stats.frames for stats in pool.stats)
+
+
+def _preparing_line(looked: Mapping[Any, Prepared], clips: Sequence[Any], meters: Meters) -> str:
+    refused = sum(not outcome.is_usable for outcome in looked.values())
+    return (
+        f"prepare  {len(looked)}/{len(clips)} clips  unusable {refused}  {duration(meters.wall_s)}"
+    )
+
+
+def _making_line(planner: Planner, meters: Meters, pool: EncodePool) -> str:
+    outcomes = Counter(planner.outcomes.values())
+    _take_pool_times(meters, pool)
+    wanted = planner.wanted()
+    done = outcomes[Outcome.PASSED]
+    animate = meters.stage("animate")
+    rate = animate.frames / animate.busy_s if animate.busy_s else 0.0
+    text = (
+        f"make  {done}/{wanted} fakes  refused {outcomes[Outcome.REFUSED]}  "
+        f"failed {outcomes[Outcome.FAILED]}  animate {rate:.1f} frames/s  "
+        f"queue {pool.queued}  bottleneck {meters.bottleneck() or '-'}"
+    )
+    fresh = meters.stage("commit").clips
+    if fresh and wanted > done:
+        left = (wanted - done) * meters.wall_s / max(1, done)
+        text += f"  about {duration(left)} left"
+    return text
+
+
+def _root(path: Path) -> Path:
+    resolved = path.absolute()
+    return resolved if resolved.is_dir() else resolved.parent

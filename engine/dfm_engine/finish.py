@@ -1,0 +1,208 @@
+"""The end of a build: the tables of the whole set, from its markers alone, and what to tell."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfm_engine.actions import Action
+from dfm_engine.clip import DrivingClip, SourceClip
+from dfm_engine.columns import text_of_path
+from dfm_engine.jobs import Marker, RunFolder
+from dfm_engine.manifest import rows_from_markers
+from dfm_engine.naming import VERSION, Naming
+from dfm_engine.options import BuildOptions, Inputs
+from dfm_engine.plan import Planner
+from dfm_engine.prepare import Prepared
+from dfm_engine.progress import Meters
+from dfm_engine.quarantine import QuarantineRow
+from dfm_engine.recipe import BuildRecipe
+from dfm_engine.split import SplitRow, assign_splits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSummary:
+    """What a build left behind.
+
+    Attributes:
+        out: the folder.
+        fakes, reals, extras, refused: clips, not files.
+        per_action: kept fakes.
+        shortfall: missing fakes per action with a quota.
+        quarantined: inputs and jobs that could not be used.
+        made: clips that this run made; the others were there.
+        warnings: sentences for a person.
+        timings: per stage, from `Meters`.
+        problem: why the run counts as short, or None.
+    """
+
+    out: Path
+    fakes: int
+    reals: int
+    extras: int
+    refused: int
+    per_action: Mapping[str, int]
+    shortfall: Mapping[str, int]
+    quarantined: int
+    made: int
+    warnings: tuple[str, ...] = ()
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "out": os.fsdecode(self.out),
+            "fakes": self.fakes,
+            "reals": self.reals,
+            "extras": self.extras,
+            "refused": self.refused,
+            "per_action": dict(self.per_action),
+            "shortfall": dict(self.shortfall),
+            "quarantined": self.quarantined,
+            "made": self.made,
+            "warnings": list(self.warnings),
+            "timings": dict(self.timings),
+            "problem": self.problem,
+            "exit_code": 3 if self.problem else 0,
+        }
+
+
+def finish(
+    options: BuildOptions,
+    inputs: Inputs,
+    planner: Planner,
+    committed: Mapping[str, Marker],
+    naming: Naming,
+    folder: RunFolder,
+    refused_inputs: Sequence[QuarantineRow],
+    meters: Meters,
+    made: int,
+) -> BuildSummary:
+    """The tables of the whole set, from its markers alone."""
+    kept = {naming.fake_id(candidate): candidate for candidate in planner.kept()}
+    markers = list(committed.values())
+    passed = [m for m in markers if m.label == "fake" and m.outcome == "passed"]
+    extras = {m.clip_id for m in passed if m.clip_id not in kept}
+    rows = rows_from_markers(
+        markers, splits=_splits(options.recipe, markers, extras), extras=extras
+    )
+    quarantine = [*refused_inputs, *folder.quarantine.rows().values()]
+    folder.write_tables(rows, quarantine)
+    short = planner.shortfall()
+    summary = BuildSummary(
+        out=options.out,
+        fakes=len(kept),
+        reals=sum(m.label == "real" for m in markers),
+        extras=len(extras),
+        refused=sum(m.outcome == "refused" for m in markers),
+        per_action={
+            action.value: sum(c.action == action for c in kept.values())
+            for action in planner.candidates
+        },
+        shortfall={action.value: missing for action, missing in short.items()},
+        quarantined=len(quarantine),
+        made=made,
+        warnings=(*inputs.warnings, *_absent_actions(planner)),
+        timings=meters.to_json(),
+        problem=_problem(options, inputs, len(kept), short, refused_inputs, markers),
+    )
+    folder.write_run(
+        versions=_versions(),
+        summary=summary.to_json(),
+        wall_s=round(meters.wall_s, 3),
+    )
+    return summary
+
+
+def _splits(recipe: BuildRecipe, markers: Sequence[Marker], extras: set[str]) -> dict[str, str]:
+    rows = [
+        SplitRow(
+            identity=m.columns["identity"],
+            source=m.columns["source_sha256"],
+            action=Action(m.columns["action"]) if m.label == "fake" else None,
+            place=f"{m.columns['source_path']}/{m.columns.get('driving_path', '')}",
+            is_extra=m.clip_id in extras or m.outcome == "refused",
+        )
+        for m in markers
+    ]
+    parts = assign_splits(rows, settings=recipe.splits)
+    return {m.clip_id: part for m, part in zip(markers, parts, strict=True)}
+
+
+def _problem(
+    options: BuildOptions,
+    inputs: Inputs,
+    fakes: int,
+    short: Mapping[Action, int],
+    refused_inputs: Sequence[QuarantineRow],
+    markers: Sequence[Marker],
+) -> str | None:
+    """Why the run counts as short (exit 3), or None."""
+    listed = len(inputs.sources.clips) + len(inputs.driving.clips)
+    share = len(refused_inputs) / max(1, listed)
+    has_stills_only = all(c.is_still for c in inputs.sources.clips)
+    if fakes == 0:
+        return "no animation was kept; see the reasons in report.html and manifest.parquet"
+    if not has_stills_only and not any(m.label == "real" for m in markers):
+        return "no real clip was kept"
+    if short:
+        missing = ", ".join(f"{action.value} {count}" for action, count in short.items())
+        return f"the candidates are exhausted; missing: {missing}. Add real or driving clips"
+    if share > options.recipe.plan.max_quarantine_share:
+        return (
+            f"{len(refused_inputs)} of {listed} inputs were unusable, more than the recipe's "
+            f"max_quarantine_share {options.recipe.plan.max_quarantine_share:.0%}; "
+            "see quarantine.parquet"
+        )
+    return None
+
+
+def _absent_actions(planner: Planner) -> tuple[str, ...]:
+    absent = [action.value for action in Action if action not in planner.candidates]
+    return (f"no usable driving clip for: {', '.join(absent)}",) if absent else ()
+
+
+def quarantined_inputs(
+    inputs: Inputs, looked: Mapping[SourceClip | DrivingClip, Prepared]
+) -> list[QuarantineRow]:
+    """A row for every listed file that cannot be used."""
+    rows = [
+        QuarantineRow(
+            path=text_of_path(error.path.name), stage="list", kind=error.kind, reason=error.reason
+        )
+        for listing in (inputs.sources, inputs.driving)
+        for error in listing.refused
+    ]
+    rows += [
+        QuarantineRow(
+            path=text_of_path(clip.path.name),
+            stage=outcome.stage or "face",
+            kind=outcome.kind or "",
+            reason=outcome.reason or "",
+            attempts=outcome.attempts,
+        )
+        for clip, outcome in looked.items()
+        if not outcome.is_usable
+    ]
+    return rows
+
+
+def _versions() -> dict[str, str]:
+    import av
+    import numpy
+    import torch
+
+    return {
+        "dfm-engine": VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "av": av.__version__,
+        "numpy": numpy.__version__,
+        "platform": f"{sys.platform}-{platform.machine()}",
+    }

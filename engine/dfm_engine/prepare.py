@@ -1,0 +1,235 @@
+"""Every input looked at once: is the file whole, is there a usable face, how long is it?
+
+Each file is first decoded in full by a worker process of its own (`probe_all`): a file that takes
+FFmpeg down takes that worker, not the run. What survives is framed (`faces.framing`), and the
+outcome, a small JSON file in `<out>/prepared/`, is all that planning needs, so a resumed run plans
+without decoding anything again. Pixels are not kept: a job decodes its clips when its turn comes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from dfm_engine.clip import Box, DrivingClip, FramedClip, SourceClip
+from dfm_engine.durable import write_durably
+from dfm_engine.errors import FaceError, MediaError
+from dfm_engine.media.probe import Probe, probe
+from dfm_engine.progress import Meters
+from dfm_engine.recipe import BuildRecipe, Limits
+
+CRASH_ATTEMPTS = 3
+"""A file is given up after its probe has killed this many workers."""
+
+CONTRACT = 1
+"""Raise when framing changes: it makes every earlier preparation stale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What planning knows of an input: usable with its measurements, or refused with the reason.
+
+    Attributes:
+        sha256: content hash of the file.
+        role: `source` or `driving`.
+        frames: canonical frames it gives; 0 if refused.
+        box: the square face box in pixels of the upright picture.
+        source_index, source_scores: the frame chosen as source image (sources only).
+        stage, kind, reason: where and why it was refused (`docs/inputs.md`), None for a usable
+            one.
+        attempts: workers that died on it.
+    """
+
+    sha256: str
+    role: Literal["source", "driving"]
+    frames: int = 0
+    box: Box | None = None
+    source_index: int = 0
+    source_scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    stage: str | None = None
+    kind: str | None = None
+    reason: str | None = None
+    attempts: int = 0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a job may build on it."""
+        return self.kind is None
+
+    @classmethod
+    def of(cls, clip: SourceClip | DrivingClip, framed: FramedClip) -> Prepared:
+        """The outcome of a clip that framed well."""
+        return cls(
+            sha256=clip.sha256,
+            role=_role(clip),
+            frames=len(framed.frames),
+            box=framed.box,
+            source_index=framed.source_index,
+            source_scores=dict(framed.source_scores),
+        )
+
+    @classmethod
+    def refused(
+        cls, clip: SourceClip | DrivingClip, error: MediaError, *, attempts: int = 0
+    ) -> Prepared:
+        """The outcome of a clip that cannot be used."""
+        return cls(
+            sha256=clip.sha256,
+            role=_role(clip),
+            stage="face" if isinstance(error, FaceError) else "probe",
+            kind=error.kind,
+            reason=error.reason,
+            attempts=attempts,
+        )
+
+
+class PreparedStore:
+    """The outcomes on disk, one file per input and settings; whole or absent.
+
+    Args:
+        folder: `<out>/prepared`.
+        recipe: the parts that decide an outcome (limits, faces, clips, sources) are in the key.
+        frame_size: side of the canonical frame.
+    """
+
+    def __init__(self, folder: Path, recipe: BuildRecipe, *, frame_size: int) -> None:
+        self._folder = folder
+        parts = [
+            CONTRACT,
+            frame_size,
+            *(dataclasses.asdict(part) for part in (recipe.limits, recipe.faces, recipe.clips)),
+            dataclasses.asdict(recipe.sources),
+        ]
+        self._settings = json.dumps(parts, sort_keys=True)
+
+    def read(self, clip: SourceClip | DrivingClip) -> Prepared | None:
+        """The outcome of an earlier look, or None."""
+        try:
+            facts = json.loads(self._path(clip).read_bytes())
+            box = facts.pop("box")
+            return Prepared(**facts, box=Box(*box) if box else None)
+        except (OSError, ValueError, TypeError):
+            return None  # absent, or not written by this version: look again
+
+    def write(self, clip: SourceClip | DrivingClip, outcome: Prepared) -> None:
+        """Keep an outcome."""
+        text = json.dumps(dataclasses.asdict(outcome), sort_keys=True, indent=1)
+        write_durably(self._path(clip), text.encode())
+
+    def _path(self, clip: SourceClip | DrivingClip) -> Path:
+        facts: list[Any] = [clip.sha256, _role(clip), self._settings]
+        if isinstance(clip, DrivingClip):
+            facts += [clip.start_s, clip.end_s, clip.mirrored]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return self._folder / f"{_role(clip)}-{key}.json"
+
+
+class Framer(Protocol):
+    """Frames a clip by its face; `faces.framing.frame_clip` with its settings bound is one."""
+
+    def __call__(self, clip: SourceClip | DrivingClip) -> FramedClip:
+        """The framed clip, or a `MediaError`."""
+        ...
+
+
+def prepare_clips(
+    clips: Sequence[SourceClip | DrivingClip],
+    store: PreparedStore,
+    framer: Framer,
+    *,
+    limits: Limits,
+    workers: int,
+    meters: Meters,
+) -> Iterator[tuple[SourceClip | DrivingClip, Prepared]]:
+    """Look at every clip that `store` does not know yet.
+
+    Yields:
+        Each clip with its outcome: first the known ones, then the others in order.
+    """
+    unknown: list[SourceClip | DrivingClip] = []
+    for clip in clips:
+        outcome = store.read(clip)
+        if outcome is None:
+            unknown.append(clip)
+        else:
+            yield clip, outcome
+    paths = list(dict.fromkeys(clip.path for clip in unknown))
+    by_path: dict[Path, list[SourceClip | DrivingClip]] = {path: [] for path in paths}
+    for clip in unknown:
+        by_path[clip.path].append(clip)
+    for index, probed, attempts in probe_all(paths, limits=limits, workers=workers):
+        for clip in by_path[paths[index]]:
+            outcome = _look(clip, probed, attempts, framer, meters)
+            store.write(clip, outcome)
+            yield clip, outcome
+
+
+def _look(
+    clip: SourceClip | DrivingClip,
+    probed: Probe | MediaError,
+    attempts: int,
+    framer: Framer,
+    meters: Meters,
+) -> Prepared:
+    try:
+        if isinstance(probed, MediaError):
+            raise probed
+        with meters.busy("probe", clips=1, frames=probed.frames or 0):
+            if probed.verdict != "accept":  # a damaged clip is not a source of anything
+                raise MediaError(clip.path, probed.error or "corrupt", probed.reason)
+        with meters.busy("frame", clips=1):
+            framed = framer(clip)
+        meters.stage("frame").frames += len(framed.frames)
+        return Prepared.of(clip, framed)
+    except MediaError as error:
+        return Prepared.refused(clip, error, attempts=attempts)
+
+
+def probe_all(
+    paths: Sequence[Path], *, limits: Limits, workers: int
+) -> Iterator[tuple[int, Probe | MediaError, int]]:
+    """Decode every file in full in worker processes that never import torch.
+
+    Yields:
+        (index into `paths`, the probe, attempts), in order of `paths`. A file whose probe killed
+        its worker `CRASH_ATTEMPTS` times gives a `MediaError` of kind `decoder-crash` instead.
+    """
+    context = get_context("spawn")
+    waiting = list(range(len(paths)))
+    attempts = dict.fromkeys(waiting, 0)
+    is_alone = False  # after a crash one file at a time, so that the culprit is known
+    while waiting:
+        with ProcessPoolExecutor(1 if is_alone else max(1, workers), mp_context=context) as pool:
+            batch = waiting[:1] if is_alone else list(waiting)
+            futures = {i: pool.submit(probe, paths[i], limits=limits) for i in batch}
+            for index in batch:
+                try:
+                    outcome: Probe | MediaError = futures[index].result()
+                except BrokenProcessPool:
+                    if not is_alone:
+                        is_alone = True
+                        break
+                    attempts[index] += 1
+                    if attempts[index] < CRASH_ATTEMPTS:
+                        break
+                    outcome = MediaError(
+                        paths[index],
+                        "decoder-crash",
+                        f"decoding it killed {CRASH_ATTEMPTS} worker processes; "
+                        "re-encode the file or leave it out",
+                    )
+                waiting.remove(index)
+                yield index, outcome, attempts[index]
+                is_alone = False
+
+
+def _role(clip: SourceClip | DrivingClip) -> Literal["source", "driving"]:
+    return "source" if isinstance(clip, SourceClip) else "driving"

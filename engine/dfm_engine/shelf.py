@@ -1,0 +1,179 @@
+"""The clips of a run, opened when a job needs them and no sooner.
+
+A source is opened once for all its jobs in a row: its frames, and what the generator needs of its
+source image. Of a driving clip the keypoints and the motion signals of every frame are kept for the
+whole run; they are small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dfm_engine.animate import prepare_driving, prepare_source
+from dfm_engine.backends import Runner
+from dfm_engine.clip import DrivingClip, FaceTrack, Pixels, SourceClip
+from dfm_engine.errors import FaceError
+from dfm_engine.faces.framing import crop_clip
+from dfm_engine.fomm.best_frame import find_best_frame
+from dfm_engine.fomm.transfer import transfer
+from dfm_engine.fomm.values import Keypoints, SourceFeatures
+from dfm_engine.prepare import Prepared
+from dfm_engine.progress import Meters
+from dfm_engine.recipe import BuildRecipe
+from dfm_engine.screen import Detector, Signals, extract_signals, look
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSource:
+    """A source clip with its pixels.
+
+    Attributes:
+        clip, prepared: what it is and what was measured of it.
+        frames: uint8 (T, S, S, 3), the canonical frames; one frame for a still.
+        features, keypoints: one row each, of the source image.
+    """
+
+    clip: SourceClip
+    prepared: Prepared
+    frames: Pixels
+    features: SourceFeatures
+    keypoints: Keypoints
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDriving:
+    """A driving clip, every frame reduced to what animation and screen need.
+
+    Attributes:
+        clip, prepared: what it is and what was measured of it.
+        keypoints: T rows.
+        signals: its motion.
+        track: the face in pixels of the canonical frames.
+    """
+
+    clip: DrivingClip
+    prepared: Prepared
+    keypoints: Keypoints
+    signals: Signals
+    track: FaceTrack
+
+
+def driving_key(clip: DrivingClip) -> str:
+    """16 hex digits for the content and the part of it that is used."""
+    facts = [clip.sha256, clip.start_s, clip.end_s, clip.mirrored, clip.action]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+class Shelf:
+    """Opens the clips of a run; keeps one source and all driving clips.
+
+    Args:
+        sources: usable source clips by content hash, with their preparation.
+        driving: usable driving clips by `driving_key`, with theirs.
+        recipe: of the run.
+        runner: holds the model.
+        detector: finds faces, for the driving clips' signals.
+        batch_size: generator rows per batch.
+        meters: where the time goes.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Mapping[str, tuple[SourceClip, Prepared]],
+        driving: Mapping[str, tuple[DrivingClip, Prepared]],
+        recipe: BuildRecipe,
+        runner: Runner,
+        detector: Detector,
+        batch_size: int,
+        meters: Meters,
+    ) -> None:
+        self.sources = sources
+        self.driving = driving
+        self._recipe = recipe
+        self._runner = runner
+        self._detector = detector
+        self._batch_size = batch_size
+        self._meters = meters
+        self._source: tuple[str, OpenSource] | None = None
+        self._driving: dict[str, OpenDriving] = {}
+
+    def open_source(self, sha256: str) -> OpenSource:
+        """The source with its pixels.
+
+        Raises:
+            MediaError: the file changed or went away since it was prepared.
+        """
+        if self._source is not None and self._source[0] == sha256:
+            return self._source[1]
+        self._source = None  # let its memory go first
+        clip, prepared = self.sources[sha256]
+        frames = self.source_frames(sha256)
+        with self._meters.busy("source features", clips=1, frames=1):
+            features, keypoints = prepare_source(frames[prepared.source_index], runner=self._runner)
+        opened = OpenSource(clip, prepared, frames, features, keypoints)
+        self._source = sha256, opened
+        return opened
+
+    def source_frames(self, sha256: str) -> Pixels:
+        """The canonical frames alone.
+
+        Raises:
+            MediaError: the file changed or went away since it was prepared.
+        """
+        clip, prepared = self.sources[sha256]
+        with self._meters.busy("decode", clips=1, frames=prepared.frames):
+            return self._frames(clip, prepared)
+
+    def open_driving(self, key: str) -> OpenDriving:
+        """The driving clip's keypoints and signals; decoded at its first use.
+
+        Raises:
+            MediaError: the file changed or went away since it was prepared.
+        """
+        if key not in self._driving:
+            clip, prepared = self.driving[key]
+            with self._meters.busy("decode", clips=1, frames=prepared.frames):
+                frames = self._frames(clip, prepared)
+            with self._meters.busy("driving keypoints", clips=1, frames=len(frames)):
+                keypoints = prepare_driving(
+                    frames, runner=self._runner, batch_size=self._batch_size
+                )
+            with self._meters.busy("screen", frames=len(frames)):
+                track = look(frames, self._detector, every_n=self._recipe.screen.every_n)
+                if track is None:
+                    raise FaceError(clip.path, "no-face", "no face in the framed driving clip")
+                signals = extract_signals(frames, track)
+            self._driving[key] = OpenDriving(clip, prepared, keypoints, signals, track)
+        return self._driving[key]
+
+    def transfer(self, source: OpenSource, driving: OpenDriving) -> Keypoints:
+        """The driving keypoints carried over to the source, as the recipe says; T rows.
+
+        Raises:
+            FaceError: the best frame is wanted and the source image shows no face.
+        """
+        motion = self._recipe.motion
+        initial = 0
+        if motion.best_frame:
+            image = source.frames[source.prepared.source_index][None]
+            track = look(image, self._detector, every_n=1)
+            if track is None:
+                raise FaceError(source.clip.path, "no-face", "no face in the framed source image")
+            initial = find_best_frame(track.landmarks[0], driving.track.landmarks)
+        return transfer(
+            source.keypoints, driving.keypoints, driving.keypoints[initial], mode=motion.mode
+        )
+
+    def _frames(self, clip: SourceClip | DrivingClip, prepared: Prepared) -> Pixels:
+        assert prepared.box is not None, "only usable clips are opened"
+        return crop_clip(
+            clip,
+            prepared.box,
+            size=self._runner.frame_size[0],
+            limits=self._recipe.limits,
+            clips=self._recipe.clips,
+        )
