@@ -157,7 +157,7 @@ class AntiAlias(nn.Module):
         super().__init__()
         self.scale = scale
         self.stride = int(1 / scale)
-        kernel = antialias_kernel(scale)
+        kernel = antialias_kernel(scale).float()
         self.register_buffer("weight", kernel.expand(channels, 1, *kernel.shape).clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,10 +167,10 @@ class AntiAlias(nn.Module):
 
 
 def antialias_kernel(scale: float) -> Tensor:
-    """The (n, n) float32 Gaussian that belongs to a scale below 1; its sum is 1."""
+    """The (n, n) float64 Gaussian that belongs to a scale below 1; its sum is 1."""
     sigma = (1 / scale - 1) / 2
     size = 2 * round(4 * sigma) + 1
-    offset = torch.arange(size, dtype=torch.float32, device="cpu") - (size - 1) / 2
+    offset = torch.arange(size, dtype=torch.float64, device="cpu") - (size - 1) / 2
     profile = torch.exp(-offset.square() / (2 * sigma**2))
     kernel = profile[:, None] * profile
     return kernel / kernel.sum()

@@ -127,6 +127,17 @@ class FommConfig:
                 f"use multiples of {2**halvings}"
             )
 
+    def smallest_size(self) -> tuple[int, int]:
+        """The smallest square (height, width) that `check_size` accepts."""
+        dense_motion = self.generator.dense_motion_params
+        divisor = 2**self.generator.num_down_blocks
+        for part in (self.kp_detector, dense_motion):
+            divisor = math.lcm(divisor, int(1 / part.scale_factor) * 2**part.num_blocks)
+        side = divisor
+        while math.ceil(side * self.kp_detector.scale_factor) + 2 * self.kp_detector.pad < 8:
+            side += divisor
+        return side, side
+
     def to_dict(self) -> dict[str, Any]:
         """The mapping that `parse_config` reads back to an equal configuration."""
         common = ("num_kp", "num_channels", "estimate_jacobian")

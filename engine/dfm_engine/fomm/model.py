@@ -12,6 +12,7 @@ from dfm_engine.errors import ShapeError, WeightsError
 from dfm_engine.fomm.config import ConfigSource, FommConfig, parse_config
 from dfm_engine.fomm.discriminator import Discriminator
 from dfm_engine.fomm.generator import Generator
+from dfm_engine.fomm.geometry import resize
 from dfm_engine.fomm.keypoints import KeypointDetector
 from dfm_engine.fomm.transfer import TransferMode, transfer
 from dfm_engine.fomm.values import Animation, Keypoints, SourceFeatures
@@ -178,9 +179,9 @@ def load_discriminator(
 def initialise(config: ConfigSource = None, seed: int = 0, *, align_corners: bool = True) -> Fomm:
     """A FOMM with seeded random weights: to train from, to test with, to demonstrate on.
 
-    Every layer keeps the size of its signal (He et al. 2015), so also without training the
-    keypoints differ, follow the image, and the prediction is not grey. Jacobians start near the
-    identity.
+    Convolutions keep the size of their signal (He et al. 2015), and the norms' running statistics
+    are taken from one pass over seeded smooth pictures. So also without training the keypoints
+    spread and follow the image, and the prediction is not grey. Jacobians start near the identity.
 
     Raises:
         UsageError: the configuration cannot be used.
@@ -188,25 +189,54 @@ def initialise(config: ConfigSource = None, seed: int = 0, *, align_corners: boo
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         fomm = Fomm(parse_config(config), align_corners=align_corners)
-    blocks = max(1, fomm.config.generator.num_bottleneck_blocks)
-    gains = {
-        "kp_detector.kp": 0.6,  # the temperature of 0.1 makes this six: few peaks, not a mean
-        "kp_detector.jacobian": 0.2,
-        "generator.dense_motion_network.mask": 3.0,
-        "generator.dense_motion_network.occlusion": 3.0,
-        "generator.final": 2.0,
-    }
     with torch.no_grad():
         for name, module in fomm.named_modules():
             if not isinstance(module, nn.Conv2d):
                 continue
-            default = math.sqrt(2 / blocks) if name.endswith(".conv2") else math.sqrt(2)
-            bound = gains.get(name, default) * math.sqrt(3 / module.weight[0].numel())
-            module.weight.uniform_(-bound, bound, generator=generator)
+            bound = _HEAD_GAINS.get(name, math.sqrt(2)) * math.sqrt(3 / module.weight[0].numel())
+            # float64 and one operation at a time: uniform_ rounds by instruction set
+            draw = torch.rand(module.weight.shape, generator=generator, dtype=torch.float64)
+            module.weight.copy_((2 * draw - 1) * bound)
             if module.bias is not None and name != "kp_detector.jacobian":
                 module.bias.zero_()
+        _calibrate_norms(fomm, generator)
     fomm.weights_sha256 = tensor_digest(_networks(fomm))
     return fomm.eval()
+
+
+# Standard deviation of a head's output where that of its features is one.
+_HEAD_GAINS = {
+    "kp_detector.kp": 0.3,  # the temperature of 0.1 makes this three: some peaks, not a mean
+    "kp_detector.jacobian": 0.2,
+    "generator.dense_motion_network.mask": 2.0,
+    "generator.dense_motion_network.occlusion": 2.0,
+    "generator.final": 1.0,
+}
+
+
+def _calibrate_norms(fomm: Fomm, generator: torch.Generator) -> None:
+    """Set every norm's running statistics to those of one batch.
+
+    In float64, then rounded to bfloat16: so equal seeds give equal bits, whatever the number of
+    threads or the instruction set.
+    """
+    height, width = fomm.config.smallest_size()
+    coarse = torch.rand(2, fomm.config.num_channels, 4, 4, generator=generator, dtype=torch.float64)
+    images = resize(coarse, height, width)
+    norms = [module for module in fomm.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    fomm.double().train()
+    keypoints = fomm.kp_detector(images)
+    fomm.generator(images, keypoints, keypoints[[1, 0]])
+    for norm in norms:
+        norm.momentum = 0.1
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None:
+                statistic.copy_(statistic.bfloat16())
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()
+    fomm.float()
 
 
 def save(

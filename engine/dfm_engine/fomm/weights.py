@@ -266,7 +266,7 @@ def _constants(module: nn.Module) -> dict[str, Tensor]:
         if isinstance(part, nn.BatchNorm2d):
             constants[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
         elif isinstance(part, AntiAlias):
-            kernel = antialias_kernel(part.scale)
+            kernel = antialias_kernel(part.scale).float()
             constants[f"{name}.weight"] = kernel.expand(part.weight.shape).clone()
     return constants
 

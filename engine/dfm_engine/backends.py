@@ -1,0 +1,137 @@
+"""How the pipeline calls a FOMM: the `Runner` protocol, and the runner that uses torch.
+
+A runner holds the three graphs (keypoints, source, animate) on one device. Tensors go in and
+come out there, without a copy through the host. Who calls one never asks which it is; runners
+of other formats live in the packages that make those formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dfm_engine.fomm.config import FommConfig
+from dfm_engine.fomm.model import Fomm
+from dfm_engine.fomm.values import Keypoints, SourceFeatures
+
+CPU_BATCH_SIZE = 8
+MAX_CUDA_BATCH_SIZE = 64
+
+
+class Runner(Protocol):
+    """The three graphs of a FOMM on one device.
+
+    A row's result depends on the batch's size alone, never on the other rows or on its place
+    among them: `animate_jobs` counts on that.
+
+    Attributes:
+        name: what a person reads in a report, such as `torch-cpu-float32`.
+        device: where tensors are taken and given.
+        frame_size: (height, width) of sources, driving frames and predictions.
+        weights_sha256: identifies the weights.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def frame_size(self) -> tuple[int, int]: ...
+    @property
+    def weights_sha256(self) -> str: ...
+
+    def keypoints(self, images: Tensor) -> Keypoints:
+        """Keypoints of (B, 3, H, W) images in [0, 1]."""
+        ...
+
+    def source(self, images: Tensor) -> SourceFeatures:
+        """Features of (B, 3, H, W) source images in [0, 1]."""
+        ...
+
+    def animate(
+        self, features: SourceFeatures, kp_source: Keypoints, kp_driving: Keypoints
+    ) -> Tensor:
+        """(B, 3, H, W) predictions in [0, 1]; sources are one row or B."""
+        ...
+
+
+class TorchRunner:
+    """A `Runner` that calls the modules, in float32, with TF32 off and nothing left to chance.
+
+    Takes the model over: moves it to the device and into evaluation mode.
+    """
+
+    def __init__(self, fomm: Fomm, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.fomm = fomm.to(self.device, torch.float32).eval()
+
+    @property
+    def name(self) -> str:
+        """`torch-<device>-float32`."""
+        return f"torch-{self.device.type}-float32"
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) that the weights were trained for."""
+        return self.fomm.frame_size
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the checkpoint file."""
+        return self.fomm.weights_sha256
+
+    def keypoints(self, images: Tensor) -> Keypoints:
+        """See `Runner`."""
+        with _exact():
+            return self.fomm.keypoints(images)
+
+    def source(self, images: Tensor) -> SourceFeatures:
+        """See `Runner`."""
+        with _exact():
+            return self.fomm.encode_source(images)
+
+    def animate(
+        self, features: SourceFeatures, kp_source: Keypoints, kp_driving: Keypoints
+    ) -> Tensor:
+        """See `Runner`."""
+        with _exact():
+            return self.fomm.animate(features, kp_source, kp_driving).prediction
+
+
+def plan_batch_size(
+    config: FommConfig, device: torch.device | str, *, free_bytes: int | None = None
+) -> int:
+    """Rows per batch for a run on this device; fixed when the run is planned.
+
+    On a CPU more rows than a few only cost memory. On a GPU half of the free memory is offered.
+
+    Args:
+        config: the architecture.
+        device: where it will run.
+        free_bytes: of that device; None asks it.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return CPU_BATCH_SIZE
+    if free_bytes is None:
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+    height, width = config.frame_size
+    # At most about six float32 maps of the widest full-size layer live at once: the decoder's
+    # last block (twice that width upsampled, its convolution, its norm) and the output.
+    row_bytes = 6 * 4 * config.generator.block_expansion * height * width
+    rows = min(MAX_CUDA_BATCH_SIZE, free_bytes // 2 // row_bytes)
+    return 1 << (max(1, rows).bit_length() - 1)
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """No gradients, float32 convolutions in full, the algorithm chosen by shape alone."""
+    flags = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    with torch.inference_mode(), flags:
+        yield

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from dfmtest_fomm import make_fomm, pictures, small_config
+
+from dfm_engine.animate import AnimationJob, animate_jobs, prepare_driving, prepare_source
+from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
+from dfm_engine.errors import ShapeError
+from dfm_engine.fomm import Keypoints, SourceFeatures, parse_config
+from dfm_engine.pixels import frames_from_images, images_from_frames
+
+BATCH = 4
+
+
+@pytest.fixture
+def runner(device: str) -> TorchRunner:
+    return TorchRunner(make_fomm(small_config(num_kp=6), seed=2), device)
+
+
+def frames(count: int, seed: int) -> np.ndarray:
+    return frames_from_images(pictures(count, (64, 64), seed=seed)).numpy()
+
+
+def make_job(runner: Runner, key: int, length: int) -> AnimationJob:
+    source, kp_source = prepare_source(frames(1, key)[0], runner=runner)
+    kp_driving = prepare_driving(frames(length, 100 + key), runner=runner, batch_size=BATCH)
+    return AnimationJob(key=key, source=source, kp_source=kp_source, kp_driving=kp_driving)
+
+
+def test_frames_equal_the_model_row_by_row(runner: TorchRunner) -> None:
+    jobs = [make_job(runner, key, length) for key, length in enumerate((3, 1, 9, 4))]
+    results = list(animate_jobs(jobs, runner=runner, batch_size=BATCH))
+    assert [job for job, _ in results] == jobs
+    for job, pixels in results:
+        assert pixels.shape == (len(job.kp_driving), 64, 64, 3)
+        assert pixels.dtype == np.uint8
+        for t in range(len(pixels)):
+            single = runner.animate(job.source, job.kp_source, job.kp_driving[t])
+            wanted = frames_from_images(single)[0].cpu().numpy()
+            # another batch size may round 255 p to the neighbour, never further
+            assert np.abs(pixels[t].astype(int) - wanted).max() <= 1
+    assert np.abs(results[2][1][0].astype(int) - results[2][1][1]).max() > 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rows_pixels_do_not_depend_on_its_neighbours(runner: TorchRunner, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        jobs = {key: make_job(runner, key, 2 + key) for key in range(3)}
+        seen: dict[int, set[bytes]] = {key: set() for key in jobs}
+        for order in ([0, 1, 2], [2, 1, 0], [1]):
+            chosen = [jobs[key] for key in order]
+            for job, pixels in animate_jobs(chosen, runner=runner, batch_size=BATCH):
+                seen[int(str(job.key))].add(pixels.tobytes())
+        assert {key: len(versions) for key, versions in seen.items()} == dict.fromkeys(jobs, 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_predictions_and_keypoints_are_bit_equal_at_every_place_in_the_batch(
+    runner: TorchRunner,
+) -> None:
+    job = make_job(runner, 0, 1)
+    images = images_from_frames(frames(1, 7), device=runner.device)
+    others = make_job(runner, 1, BATCH)
+    noise = images_from_frames(frames(BATCH, 8), device=runner.device)
+    predictions, points = [], []
+    for place in range(BATCH):
+        rows = [i != place for i in range(BATCH)]
+        batch = torch.stack([noise[i] if other else images[0] for i, other in enumerate(rows)])
+        points.append(runner.keypoints(batch)[place])
+        features = SourceFeatures.cat([(others if o else job).source for o in rows])
+        kp_source = Keypoints.cat([(others if o else job).kp_source for o in rows])
+        driving = Keypoints.cat(
+            [others.kp_driving[i] if o else job.kp_driving for i, o in enumerate(rows)]
+        )
+        predictions.append(runner.animate(features, kp_source, driving)[place])
+    assert all(torch.equal(p, predictions[0]) for p in predictions)
+    for kp in points:
+        assert torch.equal(kp.value, points[0].value)
+        assert kp.jacobian is not None
+        assert points[0].jacobian is not None
+        assert torch.equal(kp.jacobian, points[0].jacobian)
+
+
+class Counting:
+    """A runner that writes down its batches; a prediction is its row's first keypoint."""
+
+    name = "counting"
+    device = torch.device("cpu")
+    frame_size = (2, 3)
+    weights_sha256 = ""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+
+    def keypoints(self, images: torch.Tensor) -> Keypoints:
+        self.batches.append(images[:, 0, 0, 0].mul(255).round().tolist())
+        return Keypoints(images[:, 0, :1, :2])
+
+    def source(self, images: torch.Tensor) -> SourceFeatures:
+        return SourceFeatures(images, images)
+
+    def animate(
+        self, features: SourceFeatures, kp_source: Keypoints, kp_driving: Keypoints
+    ) -> torch.Tensor:
+        shade = features.encoded[:, 0, 0, 0] + kp_source.value[:, 0, 0] + kp_driving.value[:, 0, 0]
+        self.batches.append(shade.round().tolist())
+        return (shade / 255)[:, None, None, None].expand(-1, 3, 2, 3)
+
+
+def counting_job(key: int, length: int) -> AnimationJob:
+    point = torch.arange(length, dtype=torch.float32)[:, None, None].expand(-1, 1, 2)
+    plane = torch.full((1, 3, 2, 3), 10.0 * key)
+    return AnimationJob(
+        key=key,
+        source=SourceFeatures(plane, plane),
+        kp_source=Keypoints(torch.full((1, 1, 2), 100.0)),
+        kp_driving=Keypoints(point),
+    )
+
+
+def test_batches_are_full_cross_clips_and_the_last_is_padded() -> None:
+    runner = Counting()
+    jobs = [counting_job(key, length) for key, length in enumerate((2, 1, 6))]
+    results = list(animate_jobs(jobs, runner=runner, batch_size=4))
+    assert runner.batches == [[100, 101, 110, 120], [121, 122, 123, 124], [125] * 4]
+    for key, (job, pixels) in enumerate(results):
+        assert job.key == key
+        shades = [100 + 10 * key + t for t in range(len(job.kp_driving))]
+        assert pixels[:, 0, 0, 0].tolist() == shades
+        assert (pixels == pixels[:, :1, :1, :1]).all()
+
+
+def test_jobs_are_asked_for_one_batch_ahead_at_most() -> None:
+    asked = []
+
+    def jobs() -> Iterator[AnimationJob]:
+        for key in range(20):
+            asked.append(key)
+            yield counting_job(key, 3)
+
+    stream = animate_jobs(jobs(), runner=Counting(), batch_size=4)
+    for given in range(20):
+        job, _ = next(stream)
+        assert job.key == given
+        assert len(asked) - given <= 2  # the one given and the one that shares its batch
+    assert list(stream) == []
+
+
+def test_no_jobs_give_nothing_and_empty_ones_are_refused() -> None:
+    assert list(animate_jobs([], runner=Counting(), batch_size=4)) == []
+    with pytest.raises(ShapeError, match="job 0 needs one source row and at least one driving"):
+        counting_job(0, 0)
+    with pytest.raises(ShapeError, match="at least 1, got 0"):
+        list(animate_jobs([], runner=Counting(), batch_size=0))
+    with pytest.raises(ShapeError, match="at least one frame"):
+        prepare_driving(np.zeros((0, 2, 3, 3), np.uint8), runner=Counting(), batch_size=4)
+
+
+def test_driving_keypoints_come_in_padded_batches_of_one_size() -> None:
+    runner = Counting()
+    clip = np.zeros((5, 2, 3, 3), np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None]
+    points = prepare_driving(clip, runner=runner, batch_size=3)
+    assert runner.batches == [[0, 1, 2], [3, 4, 4]]
+    assert len(points) == 5
+    assert points.value[:, 0, 0].mul(255).round().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_torch_runner_says_what_it_is(device: str) -> None:
+    model = make_fomm(small_config())
+    model.weights_sha256 = "abc"
+    runner: Runner = TorchRunner(model, device)
+    assert runner.name == f"torch-{device}-float32"
+    assert runner.frame_size == (64, 64)
+    assert runner.weights_sha256 == "abc"
+    assert not runner.keypoints(torch.zeros(1, 3, 64, 64, device=device)).value.requires_grad
+
+
+@pytest.mark.gpu
+def test_cuda_equals_the_cpu_within_float32_noise() -> None:
+    # TF32 keeps 10 bits and would be off by 1e-3 in the keypoints
+    results = []
+    for device in ("cpu", "cuda"):
+        runner = TorchRunner(make_fomm(small_config(num_kp=6), seed=2), device)
+        job = make_job(runner, 0, 2)
+        results.append((job.kp_driving.value.cpu(), job_prediction(runner, job)))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=5e-5)
+
+
+def job_prediction(runner: TorchRunner, job: AnimationJob) -> torch.Tensor:
+    return runner.animate(job.source, job.kp_source, job.kp_driving).cpu()
+
+
+def test_batch_size_is_planned_from_the_device() -> None:
+    config = parse_config()
+    assert plan_batch_size(config, "cpu") == 8
+    sizes = [plan_batch_size(config, "cuda", free_bytes=gib << 30) for gib in (0, 1, 4, 80)]
+    assert sizes == [1, 4, 16, 64]
+    tiny = parse_config(small_config())
+    assert plan_batch_size(tiny, "cuda", free_bytes=1 << 30) == 64
+
+
+def test_pixels_convert_there_and_back_exactly(device: str) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    values.flags.writeable = False
+    images = images_from_frames(values, device=device)
+    assert images.dtype == torch.float32
+    assert images.device.type == device
+    assert images[0, 1, 0, 3].item() == np.float32(3) / np.float32(255)
+    assert np.array_equal(frames_from_images(images).cpu().numpy(), values)
+
+
+def test_predictions_round_to_nearest_and_never_wrap() -> None:
+    shades = torch.tensor([0.4, 0.6, 254.4, 254.6, -9, 300, float("nan"), float("inf")]) / 255
+    pixels = frames_from_images(shades.view(1, 1, 1, -1).expand(1, 3, 1, -1))
+    assert pixels[0, 0, :, 2].tolist() == [0, 1, 254, 255, 0, 255, 0, 255]
+
+
+def test_channels_and_axes_keep_their_order() -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
+    images = images_from_frames(clip)
+    assert round(images[1, 2, 0, 3].item() * 255) == clip[1, 0, 3, 2]
+    for wrong in (clip.astype(np.float32), clip[0], clip[..., :2]):
+        with pytest.raises(ShapeError, match=r"uint8 \(B, H, W, 3\)"):
+            images_from_frames(wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ShapeError, match=r"float \(B, 3, H, W\)"):
+        frames_from_images(torch.zeros(1, 4, 4, 3))
