@@ -191,6 +191,34 @@ class Mtcnn:
         boxes, landmarks, scores, owner = self._finish(table, squares, owner)
         return _to_faces(boxes, landmarks, scores, owner, count)
 
+    @torch.inference_mode()
+    def landmarks_in(
+        self, frames: Pixels | Tensor, squares: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """Read the five points in given squares, with the last network alone.
+
+        A detection's landmarks jitter with its box. Reading them in several squares around one
+        steady box and averaging halves that jitter, at a small part of a detection's cost.
+
+        Args:
+            frames: uint8 (B, H, W, 3) RGB.
+            squares: (B, S, 4) x0 y0 x1 y1, S squares on each frame.
+
+        Returns:
+            (B, S, 5, 2) float32; NaN where a square lies outside the picture.
+        """
+        frames = torch.as_tensor(frames).to(self.device)
+        count, each, _ = squares.shape
+        corners = torch.as_tensor(squares.reshape(-1, 4), dtype=torch.float32, device=self.device)
+        owner = torch.arange(count, device=self.device).repeat_interleave(each)
+        crops, kept = _crops(_summed_area(frames), corners, owner, 48)
+        _, points, _ = _in_rows(self.output, crops, (4,), (10,), ())
+        points = points.view(-1, 2, 5).transpose(1, 2)  # (N', 5, 2)
+        side = corners[kept, 2:] - corners[kept, :2] + 1
+        found = torch.full((count * each, 5, 2), torch.nan, device=self.device)
+        found[kept] = corners[kept, None, :2] + points * side[:, None] - 1
+        return found.view(count, each, 5, 2).cpu().numpy()
+
     def _propose(
         self, table: Tensor, height: int, width: int, scales: list[float]
     ) -> tuple[Tensor, Tensor]:

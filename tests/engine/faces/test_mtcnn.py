@@ -168,6 +168,22 @@ def test_a_coarser_search_finds_the_same_large_face(detector: Mtcnn, portrait: n
     assert not detector.detect(portrait[None], min_face_px=400.0)[0]
 
 
+def test_landmarks_can_be_read_in_given_squares(detector: Mtcnn, portrait: np.ndarray) -> None:
+    face = detector.detect(portrait[None])[0][0]
+    x, y = (face.box.x0 + face.box.x1) / 2, (face.box.y0 + face.box.y1) / 2
+    half = max(face.box.width, face.box.height) / 2
+    square = np.round([x - half, y - half, x + half, y + half])
+    outside = square + 10 * max(portrait.shape)
+    frames = np.stack([portrait, np.roll(portrait, 3, axis=1)])
+    squares = np.stack([[square, outside], [square + np.array([3, 0, 3, 0]), outside]])
+    points = detector.landmarks_in(frames, squares)
+    assert points.shape == (2, 2, 5, 2)
+    assert np.isnan(points[:, 1]).all()
+    eyes = np.linalg.norm(face.landmarks[1] - face.landmarks[0])
+    assert np.abs(points[0, 0] - face.landmarks).max() < 0.08 * eyes
+    np.testing.assert_allclose(points[1, 0], points[0, 0] + np.array([3, 0]), atol=1e-3)
+
+
 @pytest.mark.parametrize("shape", [(19, 200), (200, 19), (16, 4096), (1, 1)])
 def test_pictures_smaller_than_a_face_hold_none(detector: Mtcnn, shape: tuple[int, int]) -> None:
     assert detector.detect(np.zeros((2, *shape, 3), np.uint8)) == [[], []]
