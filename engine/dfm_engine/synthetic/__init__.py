@@ -6,6 +6,7 @@
 `state.py` says what a face does, `identity.py` who it is, `renderer.py` draws one in the other.
 """
 
+from dfm_engine.synthetic.clips import DemoSet, DemoSetSettings, write_clip, write_demo_set
 from dfm_engine.synthetic.identity import RENDERER_VERSION, Identity
 from dfm_engine.synthetic.landmarks import LANDMARKS, MIRRORED
 from dfm_engine.synthetic.renderer import Rendered, render
@@ -22,6 +23,8 @@ __all__ = [
     "MIRRORED",
     "RENDERER_VERSION",
     "STATE_FIELDS",
+    "DemoSet",
+    "DemoSetSettings",
     "Identity",
     "Rendered",
     "States",
@@ -29,4 +32,6 @@ __all__ = [
     "idle_states",
     "neutral_states",
     "render",
+    "write_clip",
+    "write_demo_set",
 ]

@@ -64,10 +64,11 @@ class Fragments:
 
     def per_frame(self, value: Tensor) -> Tensor:
         """Spread a (B, C) value to the samples, (P, C)."""
-        return value[self.frame]
+        return value if len(value) == 1 else value.index_select(0, self.frame)
 
     def _at_samples(self, value: Tensor) -> Tensor:
-        return (value[:, 0] if value.shape[1] == 1 else value)[self.frame]
+        value = value[:, 0] if value.shape[1] == 1 else value
+        return value if len(value) == 1 else value.index_select(0, self.frame)
 
     @property
     def pixel(self) -> Tensor:
@@ -75,15 +76,15 @@ class Fragments:
         return (2 * HALF_VIEW / self.size) / self.who("zoom")
 
     def take(self, index: Tensor) -> Fragments:
-        """The samples named by `index`."""
+        """The samples named by `index`, (Q,) int64."""
         return Fragments(
             self.drawn,
             self.people,
-            self.frame if len(self.frame) == 1 else self.frame[index],
-            self.part[index],
-            self.rest[index],
-            self.expressed[index],
-            self.normal[index],
+            self.frame if len(self.frame) == 1 else self.frame.index_select(0, index),
+            self.part.index_select(0, index),
+            self.rest.index_select(0, index),
+            self.expressed.index_select(0, index),
+            self.normal.index_select(0, index),
             self.size,
         )
 
@@ -92,13 +93,13 @@ class Fragments:
         u, v = u * TILE, v * TILE
         column, row = u.floor(), v.floor()
         mix_u, mix_v = (u - column)[:, None], (v - row)[:, None]
-        column, row = column.long(), row.long()
+        left, upper = column.long() & (TILE - 1), row.long() & (TILE - 1)
+        right, lower = (left + 1) & (TILE - 1), (upper + 1) & (TILE - 1)
         table = self.people.noise_tile.view(-1, 2)
-        base = self.frame * TILE * TILE
+        upper, lower = (self.frame * TILE + line for line in (upper, lower))
 
-        def texel(down: int, right: int) -> Tensor:
-            address = base + ((row + down) % TILE) * TILE + (column + right) % TILE
-            return table[address]
+        def texel(line: Tensor, across: Tensor) -> Tensor:
+            return table.index_select(0, line * TILE + across)
 
-        upper = torch.lerp(texel(0, 0), texel(0, 1), mix_u)
-        return torch.lerp(upper, torch.lerp(texel(1, 0), texel(1, 1), mix_u), mix_v)
+        above = torch.lerp(texel(upper, left), texel(upper, right), mix_u)
+        return torch.lerp(above, torch.lerp(texel(lower, left), texel(lower, right), mix_u), mix_v)

@@ -27,8 +27,8 @@ __all__ = [
     "turn",
 ]
 
-HALF_VIEW = 1.42  # head units from the frame's centre to its edge at zoom 1
-VIEW_CENTRE_Y = 0.04  # height of the frame's centre
+HALF_VIEW = 1.36  # head units from the frame's centre to its edge at zoom 1
+VIEW_CENTRE_Y = -0.01  # height of the frame's centre
 PIVOT = (0.0, 0.75, -0.25)  # the head turns about the top of the neck
 
 
@@ -97,15 +97,20 @@ def front(who: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
 def hair_line(who: dict[str, Tensor], x: Tensor, z: Tensor, wisps: Tensor | float) -> Tensor:
     """Height y above which hair grows, by direction around the head; `wisps` roughens it."""
     around = torch.atan2(x.abs(), z)  # 0 front .. pi back
-    fringe = who["hairline"] + 0.04 * torch.cos(6.0 * around)
-    part = 0.35 * (1.0 + torch.tanh((x * who["parting"].sign() + 0.25) / 0.2))
-    sweep = torch.where(who["parting"] == 0, torch.ones_like(x), 0.3 + part)
-    # combed hair only: swept bangs come down on one side of the parting
-    fringe = fringe + who["bangs"] * sweep.clamp(max=1.0) * (who["brow_y"] - 0.05 - fringe)
-    burn = who["sideburn"] + 0.75 * (who["long_hair"] > 0).float()
-    open_from = 0.62 - 0.10 * (who["long_hair"] > 0).float()
-    line = fringe + (burn - fringe) * smooth(open_from, open_from + 0.55, around)
-    return line + (0.62 - burn).clamp(min=0.0) * smooth(1.5, 1.8, around) + 0.03 * wisps
+    is_long = (who["long_hair"] > 0).float()
+    fringe = who["hairline"] + 0.05 * smooth(0.25, 0.65, around) * (1.0 - is_long)
+    # bangs hang evenly, or are swept to one side of the parting
+    swept = 0.25 + 0.75 * smooth(-0.45, 0.05, x * who["parting"].sign())
+    swept = torch.where(who["parting"] == 0, torch.ones_like(swept), swept)
+    fringe = fringe + who["bangs"] * swept * (who["brow_y"] - 0.06 - fringe)
+    # sideburn before the ear, the ear left free, the nape behind; long hair covers all three
+    burn = who["sideburn"] + 0.40 * is_long
+    open_from = 0.80 - 0.14 * is_long
+    line = fringe + (burn - fringe) * smooth(open_from, open_from + 0.42, around)
+    over_ear = torch.minimum(burn, who["eye_y"] - 0.10 + 2.0 * is_long)
+    line = line + (over_ear - burn) * smooth(1.30, 1.42, around)
+    line = line + (0.55 - over_ear).clamp(min=0.0) * smooth(1.85, 2.1, around)
+    return line + (0.012 + 0.016 * who["bangs"]) * wisps
 
 
 def hairiness(
@@ -129,7 +134,7 @@ def deform(drawn: Drawn, rest: Tensor) -> Tensor:
     corner = corner * bell(y - who["mouth_y"], 0.14)
     return torch.stack(
         (
-            x + x.sign() * (0.030 * corner + 0.010 * cheek),
+            x + torch.tanh(x / 0.08) * (0.030 * corner + 0.010 * cheek),
             y + 0.20 * jaw - 0.035 * cheek - 0.03 * corner,
             z - 0.07 * jaw + 0.05 * cheek - 0.02 * corner,
         ),

@@ -29,7 +29,7 @@ _SKIN = (
 )  # fmt: skip
 _HAIR = (
     (0.06, 0.05, 0.05), (0.13, 0.09, 0.07), (0.22, 0.14, 0.09), (0.33, 0.21, 0.12),
-    (0.46, 0.30, 0.17), (0.66, 0.50, 0.29), (0.50, 0.22, 0.11), (0.58, 0.56, 0.54),
+    (0.46, 0.30, 0.17), (0.66, 0.50, 0.29), (0.42, 0.23, 0.14), (0.60, 0.58, 0.55),
 )  # fmt: skip
 _IRIS = (
     (0.20, 0.12, 0.07), (0.32, 0.20, 0.10), (0.26, 0.36, 0.46), (0.25, 0.36, 0.24),
@@ -135,25 +135,27 @@ class Identity:
         def chance(probability: float) -> bool:
             return bool(rng.random() < probability)
 
-        def tone(palette: Sequence[Colour], jitter: float, blend: bool = True) -> Colour:
+        def tone(
+            palette: Sequence[Colour], jitter: float, *, blend: bool = True, tint: float = 0.3
+        ) -> Colour:
             first = int(rng.integers(len(palette)))
             second = min(first + 1, len(palette) - 1) if blend else first
             mix = rng.random()
             colour = (1 - mix) * np.array(palette[first]) + mix * np.array(palette[second])
-            colour = colour * (1 + rng.normal(0, jitter)) + rng.normal(0, jitter / 3, 3)
+            colour = colour * (1 + rng.normal(0, jitter)) + rng.normal(0, tint * jitter, 3)
             return _colour(colour)
 
-        feminine = chance(0.5)
+        feminine = chance(0.5)  # a bundle of tendencies, each of them only a tendency
         skin = tone(_SKIN, 0.03)
         luma = float(np.dot(skin, (0.3, 0.59, 0.11)))
-        dark_hair_only = luma < 0.5
-        hair = tone(_HAIR[:3] if dark_hair_only else _HAIR, 0.08, blend=False)
+        dark_hair_only = luma < 0.58
+        hair = tone(_HAIR[:3] if dark_hair_only else _HAIR, 0.08, blend=False, tint=0.0)
         bald = not feminine and chance(0.16)
         shaved = not bald and not feminine and chance(0.2)
         style = rng.choice(["short", "bob", "long", "bun"], p=[0.2, 0.3, 0.35, 0.15])
         style = str(style) if feminine else "short"
         bangs = uniform(0.55, 1.0) if chance(0.30 if feminine else 0.12) else 0.0
-        lip_mix = uniform(0.45, 0.7) if feminine and chance(0.5) else uniform(0.15, 0.4)
+        lip_mix = uniform(0.45, 0.7) if feminine and chance(0.5) else uniform(0.22, 0.45)
         lip_tint = np.array([0.66, 0.20, 0.22]) * uniform(0.75, 1.1)
         angle, height = uniform(-1.0, 1.0), uniform(-0.75, -0.15)
         light = np.array([np.sin(angle), height, np.cos(angle)])
@@ -168,7 +170,7 @@ class Identity:
             chin=normal(0.22 if feminine else 0.25, 0.03, 0.16, 0.31),
             chin_width=normal(0.17 if feminine else 0.21, 0.02, 0.13, 0.26),
             ear_size=normal(1.0, 0.12, 0.75, 1.3),
-            neck_width=normal(0.36 if feminine else 0.43, 0.025, 0.31, 0.49),
+            neck_width=normal(0.34 if feminine else 0.40, 0.02, 0.30, 0.45),
             zoom=normal(1.0, 0.04, 0.92, 1.08),
             shift=(normal(0, 0.03, -0.06, 0.06), normal(0.0, 0.025, -0.05, 0.05)),
             eye_x=normal(0.298, 0.010, 0.275, 0.322),
@@ -189,7 +191,7 @@ class Identity:
             mouth_width=normal(0.265, 0.018, 0.225, 0.305),
             lip_upper=normal(0.046 if feminine else 0.037, 0.008, 0.024, 0.066),
             lip_lower=normal(0.060 if feminine else 0.050, 0.008, 0.034, 0.078),
-            mouth_curve=normal(0.0, 0.008, -0.015, 0.018),
+            mouth_curve=normal(0.006, 0.007, -0.008, 0.022),
             skin=skin,
             lip=_colour((1 - lip_mix) * np.array(skin) * 0.86 + lip_mix * lip_tint),
             freckles=uniform(0.3, 0.9) if luma > 0.6 and chance(0.2) else 0.0,

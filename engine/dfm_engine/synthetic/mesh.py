@@ -45,13 +45,13 @@ class Topology:
 
     Attributes:
         triangles: (F, 3) int64.
-        part: (F,) int64, a value of `Part`.
+        part_or_none: (1 + F,) int64, a value of `Part` for each triangle after a -1 for none.
         skull: (n, n, 3) directions on the unit sphere, the head's grid.
         ball: (M, 3) directions, the grid of each ellipsoid.
     """
 
     triangles: Tensor
-    part: Tensor
+    part_or_none: Tensor
     skull: Tensor
     ball: Tensor
 
@@ -89,7 +89,7 @@ def topology(device: torch.device) -> Topology:
         parts.append(parts[-1])
     return Topology(
         torch.cat(triangles).to(device),
-        torch.cat(parts).to(device),
+        torch.cat([torch.tensor([-1]), *parts]).to(device),
         skull.to(device),
         ball.flatten(0, 1).to(device),
     )
@@ -143,9 +143,18 @@ def _skull(who: dict[str, Tensor], directions: Tensor) -> tuple[Tensor, Tensor]:
     ahead = head.front(who, x, y)
     behind = -0.98 * who["depth"] * (1.0 - sx * sx - sy * sy).clamp(min=0.0).sqrt()
     rest = torch.stack((x, y, torch.where(sz > 0, ahead, behind)), dim=-1)
-    cover = head.hairiness(who, rest, soft=0.09)
+    # averaged around the head, because the grid is too coarse for an upright edge of hair
+    turned = [_turned(rest, angle) for angle in (-0.15, -0.05, 0.05, 0.15)]
+    cover = torch.stack([head.hairiness(who, points, soft=0.09) for points in turned]).mean(0)
     volume = who["hair_thick"] * cover * (1.0 + 0.35 * smooth(0.2, 1.0, -y))
     return rest, rest + volume[..., None] * torch.stack((sx, sy, sz), dim=-1)
+
+
+def _turned(points: Tensor, angle: float) -> Tensor:
+    """Points turned about the upright axis."""
+    x, y, z = points.unbind(-1)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return torch.stack((cosine * x + sine * z, y, cosine * z - sine * x), dim=-1)
 
 
 def _ball_places(who: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -174,7 +183,7 @@ def _ball_places(who: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     ear = who["ear_size"] * (1.0 - has_long)
     for side in (-1.0, 1.0):
         places.append(
-            (stacked(side * (wide + 0.015), 0.12, -0.10), stacked(0.075, 0.19, 0.11) * ear)
+            (stacked(side * (wide + 0.045), 0.13, -0.06), stacked(0.07, 0.185, 0.10) * ear)
         )
     return places
 

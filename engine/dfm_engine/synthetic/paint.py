@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfm_engine.synthetic import features
 from dfm_engine.synthetic.fragments import Fragments
-from dfm_engine.synthetic.head import bell, hairiness, smooth
+from dfm_engine.synthetic.head import bell, hair_line, hairiness, smooth
 from dfm_engine.synthetic.mesh import Part
 
 __all__ = ["paint"]
@@ -19,43 +19,38 @@ __all__ = ["paint"]
 
 def paint(at: Fragments) -> Tensor:
     """Colour every sample, (P, 3) linear light."""
-    skin_like = (at.part == Part.HEAD) | (at.part == Part.EAR) | (at.part == Part.NECK)
     colour = torch.zeros_like(at.rest)
-    shine = torch.full_like(at.rest[:, 0], 0.0)
+    shine = torch.zeros_like(at.rest[:, 0])
     wet = torch.zeros_like(shine)
+    hair, cover, strands = _find_hair(at)
+    bare = (at.part == Part.HEAD) | (at.part == Part.EAR) | (at.part == Part.NECK)
+    bare[hair] &= cover < 1.0
 
-    skin = torch.nonzero(skin_like)[:, 0]
-    here = at.take(skin)
-    tone, gloss = _skin(here)
-    colour[skin], shine[skin] = tone, gloss
-
-    face = torch.nonzero((at.part == Part.HEAD) & (at.rest[:, 2] > 0.2))[:, 0]
+    skin = torch.nonzero(bare)[:, 0]
+    colour[skin], shine[skin] = _skin(at.take(skin))
+    face = torch.nonzero(bare & (at.part == Part.HEAD) & (at.rest[:, 2] > 0.2))[:, 0]
     here = at.take(face)
-    x, y = here.rest[:, 0].abs(), here.rest[:, 1]
+    off_x, y = here.rest[:, 0].abs() - here.who("eye_x"), here.rest[:, 1]
+    moved_x, moved_y = here.expressed[:, 0].abs(), here.expressed[:, 1] - here.who("mouth_y")
 
     def near(mask: Tensor) -> tuple[Tensor, Fragments]:
         chosen = face[mask]
         return chosen, at.take(chosen)
 
-    off_x = x - here.who("eye_x")
-    eye_mask = (off_x.abs() < 0.24) & ((y - here.who("eye_y")).abs() < 0.22)
-    index, sub = near(eye_mask)
+    index, sub = near((off_x.abs() < 0.24) & ((y - here.who("eye_y")).abs() < 0.22))
     colour[index], wet[index] = features.paint_eyes(sub, colour[index])
     index, sub = near((off_x.abs() < 0.27) & ((y - here.who("brow_y") + 0.06).abs() < 0.17))
     colour[index] = features.paint_brows(sub, colour[index])
-    moved_x, moved_y = here.expressed[:, 0].abs(), here.expressed[:, 1] - here.who("mouth_y")
     index, sub = near((moved_x < 0.42) & (moved_y > -0.16) & (moved_y < 0.42))
-    colour[index], inside = features.paint_mouth(sub, colour[index])
-    wet[index] = inside
-    shine[index] = shine[index] * (1.0 - inside)
+    colour[index], wet[index] = features.paint_mouth(sub, colour[index])
 
-    _paint_hair(at, colour, shine)
+    _paint_hair(at.take(hair), hair, cover, strands, colour, shine)
     cloth = torch.nonzero(at.part == Part.CLOTH)[:, 0]
     here = at.take(cloth)
     weave = here.noise(here.rest[:, 0] * 0.7, here.rest[:, 1] * 0.7)
     colour[cloth] = here.who("cloth") * (1 + 0.05 * weave[:, :1] + 0.06 * weave[:, 1:])
     frame = torch.nonzero(at.part == Part.FRAME)[:, 0]
-    colour[frame] = at.take(frame).who("glasses_colour")
+    colour[frame] = at.take(frame).who("glasses_colour").expand(len(frame), 3)
     return _light(at, colour, shine, wet)
 
 
@@ -82,7 +77,7 @@ def _skin(at: Fragments) -> tuple[Tensor, Tensor]:
     shade = shade + 0.22 * bell(side - 0.13, 0.06) * bell(y - eye_y, 0.10)
     shade = shade + 0.34 * bell(x, who("nose_width") * 1.1) * bell(y - nose_y - 0.10, 0.045)
     flank = bell(side - who("nose_width") * 1.12, 0.030) * bell(y - nose_y - 0.01, 0.07)
-    shade = shade + 0.16 * flank
+    shade = shade + 0.22 * flank
     nostril = bell(side - who("nose_width") * 0.48, 0.030) * bell(y - nose_y - 0.070, 0.020)
     shade = shade + 0.62 * nostril
     smile, age = at.does("smile"), who("age")
@@ -107,34 +102,45 @@ def _skin(at: Fragments) -> tuple[Tensor, Tensor]:
     tone = tone + (who("hair") * 0.8 - tone) * amount[:, None]
 
     neck = (at.part == Part.NECK).float()
-    tone = tone * (1.0 - neck * (0.58 - 0.50 * smooth(0.92, 1.36, y)))[:, None]
-    ear = (at.part == Part.EAR).float() * bell(y - 0.12, 0.10) * bell(z + 0.06, 0.07)
+    tone = tone * (1.0 - neck * (0.70 - 0.60 * smooth(0.90, 1.40, y)))[:, None]
+    ear = (at.part == Part.EAR).float() * bell(y - 0.12, 0.10) * bell(z + 0.01, 0.07)
     tone = tone * (1.0 - 0.35 * ear)[:, None]
     return tone, 0.35 * (1.0 - amount) * (1.0 - 0.6 * neck)
 
 
-def _paint_hair(at: Fragments, colour: Tensor, shine: Tensor) -> None:
-    """Cover scalp samples and the separate hair parts with strands, in place."""
+def _find_hair(at: Fragments) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples with hair: their numbers (Q,), cover (Q,) in 0..1, and strand noise (Q, 2)."""
     index = torch.nonzero((at.part == Part.HEAD) | (at.part == Part.HAIR))[:, 0]
+    here = at.take(index)
+    x, y, z = here.rest.unbind(-1)
+    line = hair_line(here.looked_up_who(), x, z, 0.0)
+    grows = (line - y > -0.12) & (here.who("has_hair") > 0)
+    index = index[grows | (here.part == Part.HAIR)]
     here = at.take(index)
     x, y, z = here.rest.unbind(-1)
     around = torch.atan2(x, z + 0.05)
     wave = 0.05 * here.who("waves") * torch.sin(7.0 * y + 2.0 * around)
     strands = here.noise(around * 0.62 + wave, y * 0.16 + 0.5)
-    scalp = hairiness(
-        here.looked_up_who(), here.rest, soft=0.022 + 0.5 * here.pixel, wisps=strands[:, 1]
-    )
-    cover = torch.where(here.part == Part.HAIR, torch.ones_like(scalp), scalp)
-    cropped = smooth(0.06, 0.02, here.who("hair_thick"))  # shaved: the skin shines through
-    cover = cover * (1.0 - 0.35 * cropped * (here.part == Part.HEAD))
-    tone = here.who("hair") * (1.0 + 0.20 * strands[:, :1] + 0.26 * strands[:, 1:]).clamp(min=0.3)
+    soft = 0.022 + 0.5 * here.pixel
+    cover = hairiness(here.looked_up_who(), here.rest, soft=soft, wisps=strands[:, 1])
+    return index, torch.where(here.part == Part.HAIR, 1.0, cover), strands
+
+
+def _paint_hair(
+    at: Fragments, index: Tensor, cover: Tensor, strands: Tensor, colour: Tensor, shine: Tensor
+) -> None:
+    """Lay strands over the samples `index` of `colour` and `shine`, in place."""
+    x, y, z = at.rest.unbind(-1)
+    on_scalp = at.part == Part.HEAD
+    tone = at.who("hair") * (1.0 + 0.20 * strands[:, :1] + 0.26 * strands[:, 1:]).clamp(min=0.3)
     # the parting: a line of scalp from the hairline to the crown
-    part_x = 0.30 * here.who("parting")
-    line = bell(x - part_x, 0.014 + 0.4 * here.pixel) * smooth(0.0, 0.3, z) * (y < -0.3)
-    line = line * (here.who("parting") != 0) * (here.part == Part.HEAD)
+    line = bell(x - 0.30 * at.who("parting"), 0.014 + 0.4 * at.pixel) * smooth(0.0, 0.3, z)
+    line = line * ((y < -0.3) & (at.who("parting") != 0) & on_scalp)
     tone = tone * (1.0 - 0.45 * line)[:, None]
-    colour[index] = torch.lerp(colour[index], tone, cover[:, None])
-    shine[index] = shine[index] * (1.0 - cover) + 0.5 * cover * here.who("hair")[:, 1].sqrt()
+    cropped = smooth(0.06, 0.02, at.who("hair_thick")) * on_scalp  # the skin shines through
+    base = torch.lerp(tone, at.who("skin").expand_as(tone), (0.30 * cropped)[:, None])
+    colour[index] = torch.lerp(colour[index], base, cover[:, None])
+    shine[index] = shine[index] * (1.0 - cover) + 0.5 * cover * at.who("hair")[:, 1].sqrt()
 
 
 def _light(at: Fragments, colour: Tensor, shine: Tensor, wet: Tensor) -> Tensor:
@@ -156,6 +162,6 @@ def _light(at: Fragments, colour: Tensor, shine: Tensor, wet: Tensor) -> Tensor:
     inner = wet[:, None]
     light = torch.lerp(light, (0.75 * light + 0.2), inner)
     half = torch.nn.functional.normalize(lamp + lamp.new_tensor((0.0, 0.0, 1.0)), dim=-1)
-    spot = (normal * half).sum(-1).clamp(min=0.0) ** 18
+    spot = (normal * half).sum(-1).clamp(min=0.0) ** 16
     lit = colour * light + (0.12 * shine * spot * (1.0 - wet))[:, None]
     return lit * at.who("exposure")[:, None]

@@ -94,10 +94,11 @@ def render(
         batch.values[name] = batch.values[name] ** camera.GAMMA
     values = states.values.to(device)
     owner = torch.arange(rows, device=device) // (rows // len(people))
-    seeds = torch.arange(rows, device=device) + 1_000_003 * noise_seed
+    seeds = range(1_000_003 * noise_seed, 1_000_003 * noise_seed + rows)
     top = topology(device)
     frames = torch.empty(rows, size, size, 3, dtype=torch.uint8, device=device)
-    step = _MESH_CHUNK if device.type == "cpu" else max(1, _GPU_CHUNK_PIXELS // size**2)
+    single = _paints_one_by_one(device)
+    step = _MESH_CHUNK if single else max(1, _GPU_CHUNK_PIXELS // size**2)
     truths: list[Truth] = []
     for start in range(0, rows, step):
         part = slice(start, start + step)
@@ -105,7 +106,7 @@ def render(
         drawn = Drawn.of(faces.values, values[part])
         truths.append(ground_truth(drawn, size))
         mesh = build_mesh(drawn, top)
-        paint_step = 1 if device.type == "cpu" else step
+        paint_step = 1 if single else step
         for first in range(0, len(faces), paint_step):
             some = slice(first, first + paint_step)
             frames[part][some] = _draw(
@@ -120,8 +121,12 @@ def render(
     return Rendered(frames, truth.landmarks, truth.jacobians, truth.mtcnn_points, states)
 
 
+def _paints_one_by_one(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 def _draw(
-    people: IdentityBatch, drawn: Drawn, mesh: Mesh, size: int, top: Topology, seeds: Tensor
+    people: IdentityBatch, drawn: Drawn, mesh: Mesh, size: int, top: Topology, seeds: Sequence[int]
 ) -> Tensor:
     plane = (project(drawn.who, mesh.world) + 1.0) * size  # two samples a pixel
     points = torch.cat((plane, mesh.world[..., 2:]), dim=-1)
@@ -144,24 +149,31 @@ def _compose(
 ) -> Tensor:
     """Paint what the z-buffer shows and lay it over the backdrop, (B, S, S, 3)."""
     batch, size = behind.shape[:2]
-    quads = buffer.view(batch, size, 2, size, 2).permute(0, 1, 3, 2, 4).reshape(-1, 4)
-    triangle, depth = unpack(quads)  # (pixels, 4 samples)
-    part = torch.where(triangle >= 0, top.part[triangle.clamp(min=0)], -1)
-    flat = (part == part[:, :1]).all(1) & (depth.amax(1) - depth.amin(1) < _EDGE_DEPTH)
-    seen = part >= 0
-    wanted = seen & (~flat)[:, None]
-    wanted[:, 0] |= flat & seen[:, 0]
-    pixel, sample = torch.nonzero(wanted, as_tuple=True)
+    samples = [buffer[:, k // 2 :: 2, k % 2 :: 2].flatten() for k in range(4)]
+    triangles, depths = zip(*(unpack(keys) for keys in samples), strict=True)
+    seen = [triangle >= 0 for triangle in triangles]
+    parts = [top.part_or_none.index_select(0, triangle + 1) for triangle in triangles]
+    nearest = torch.maximum(torch.maximum(depths[0], depths[1]), torch.maximum(*depths[2:]))
+    farthest = torch.minimum(torch.minimum(depths[0], depths[1]), torch.minimum(*depths[2:]))
+    flat = nearest - farthest < _EDGE_DEPTH
+    for part in parts[1:]:
+        flat &= part == parts[0]
+    wanted = [seen[0]] + [each & ~flat for each in seen[1:]]
+    chosen = [torch.nonzero(each)[:, 0] for each in wanted]
+    pixel = torch.cat(chosen)
+    triangle = torch.cat([t.index_select(0, c) for t, c in zip(triangles, chosen, strict=True)])
+    part = torch.cat([p.index_select(0, c) for p, c in zip(parts, chosen, strict=True)])
+    sample = torch.cat([torch.full_like(c, k) for k, c in enumerate(chosen)])
 
     # a flat pixel is painted at its centre, an edge sample at its own place
     frame, inner = pixel // size**2, pixel % size**2
-    centre = flat[pixel]
+    centre = flat.index_select(0, pixel)
     across = 2.0 * (inner % size) + torch.where(centre, 1.0, (sample % 2) + 0.5)
     down = 2.0 * (inner // size) + torch.where(centre, 1.0, (sample // 2) + 0.5)
-    corners = top.triangles[triangle[pixel, sample]] + (frame * points.shape[1])[:, None]
+    corners = top.triangles.index_select(0, triangle) + (frame * points.shape[1])[:, None]
     weights = _barycentric(points.flatten(0, 1)[:, :2], corners, across, down)
     table = attributes.flatten(0, 1)
-    values = sum(table[corners[:, k]] * weights[k][:, None] for k in range(3))
+    values = sum(table.index_select(0, corners[:, k]) * weights[k][:, None] for k in range(3))
     assert isinstance(values, Tensor)
 
     colours = paint(
@@ -169,26 +181,28 @@ def _compose(
             drawn=drawn,
             people=people,
             frame=frame if batch > 1 else torch.zeros(1, dtype=torch.int64, device=frame.device),
-            part=part[pixel, sample],
+            part=part,
             rest=values[:, :3],
             expressed=values[:, 3:6],
             normal=torch.nn.functional.normalize(values[:, 6:], dim=-1),
             size=size,
         )
     )
-    weight = torch.where(centre, 1.0, 0.25)[:, None]
-    picture = behind.reshape(-1, 3) * (1.0 - seen.float().mean(1, keepdim=True))
-    # one sample number at a time, so that no two additions meet at a pixel and order is fixed
-    for k in range(4):
-        chosen = sample == k
-        picture[pixel[chosen]] += (colours * weight)[chosen]
+    colours = colours * torch.where(centre, 1.0, 0.25)[:, None]
+    uncovered = 1.0 - 0.25 * torch.stack(seen).float().sum(0)
+    picture = behind.reshape(-1, 3) * uncovered[:, None]
+    # one sample number at a time: no two additions meet at a pixel, and their order is fixed
+    for index, light in zip(chosen, colours.split([len(c) for c in chosen]), strict=True):
+        picture.index_add_(0, index, light)
     return picture.view_as(behind)
 
 
 def _barycentric(
     plane: Tensor, corners: Tensor, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    (ax, ay), (bx, by), (cx, cy) = (plane[corners[:, k]].unbind(-1) for k in range(3))
+    (ax, ay), (bx, by), (cx, cy) = (
+        plane.index_select(0, corners[:, k]).unbind(-1) for k in range(3)
+    )
     area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
     second = ((x - ax) * (cy - ay) - (y - ay) * (cx - ax)) / area
     third = ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) / area

@@ -219,7 +219,7 @@ def _slope(side: float) -> Callable[[np.random.Generator, Curve, float], dict[st
 
 def _look_up(rng: np.random.Generator, phase: Curve, fps: float) -> dict[str, Curve]:
     hold = _hold(phase, 0.3, 0.28)
-    return {"pitch_deg": -rng.uniform(17, 21) * hold, "gaze_y": -0.6 * hold}
+    return {"pitch_deg": -rng.uniform(20, 24) * hold, "gaze_y": -0.6 * hold}
 
 
 def _smile(rng: np.random.Generator, phase: Curve, fps: float) -> dict[str, Curve]:
