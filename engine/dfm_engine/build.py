@@ -13,7 +13,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dfm_engine.actions import Action
@@ -26,7 +25,7 @@ from dfm_engine.jobs import Marker, RunFolder
 from dfm_engine.making import Workshop
 from dfm_engine.media.pool import EncodePool
 from dfm_engine.naming import Naming
-from dfm_engine.options import BuildOptions, list_inputs
+from dfm_engine.options import BuildOptions, folder_of, list_inputs
 from dfm_engine.plan import Candidate, Outcome, Planner, Quotas, order_candidates
 from dfm_engine.prepare import Framer, Prepared, PreparedStore, prepare_clips
 from dfm_engine.progress import Meters, Ticker, duration
@@ -119,8 +118,8 @@ def build_dataset(
             recipe,
             weights_sha256=runner.weights_sha256,
             frame_size=runner.frame_size[0],
-            real_root=_root(options.real),
-            driving_root=_root(options.driving),
+            real_root=folder_of(options.real),
+            driving_root=folder_of(options.driving),
         )
         with EncodePool(workers, queue_clips=2) as pool:
             workshop = Workshop(
@@ -263,8 +262,3 @@ def _making_line(planner: Planner, meters: Meters, pool: EncodePool) -> str:
         left = (wanted - done) * meters.wall_s / max(1, done)
         text += f"  about {duration(left)} left"
     return text
-
-
-def _root(path: Path) -> Path:
-    resolved = path.absolute()
-    return resolved if resolved.is_dir() else resolved.parent

@@ -12,16 +12,19 @@ from typing import Any
 
 from dfm_engine.actions import Action
 from dfm_engine.clip import DrivingClip, SourceClip
-from dfm_engine.columns import text_of_path
+from dfm_engine.columns import Row, text_of_path
 from dfm_engine.jobs import Marker, RunFolder
 from dfm_engine.manifest import rows_from_markers
 from dfm_engine.naming import VERSION, Naming
-from dfm_engine.options import BuildOptions, Inputs
+from dfm_engine.options import BuildOptions, Inputs, folder_of
 from dfm_engine.plan import Planner
 from dfm_engine.prepare import Prepared
 from dfm_engine.progress import Meters
 from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.recipe import BuildRecipe
+from dfm_engine.report.data import ReportData, StageTiming
+from dfm_engine.report.examples import examples_from_manifest
+from dfm_engine.report.write import write_report
 from dfm_engine.split import SplitRow, assign_splits
 
 
@@ -54,6 +57,25 @@ class BuildSummary:
     timings: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where the run counts as short."""
+        return 3 if self.problem else 0
+
+    def print(self) -> None:
+        """Tell a person, on stderr."""
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        counts = ", ".join(f"{action} {count}" for action, count in self.per_action.items())
+        lines += [
+            f"{self.fakes} fakes ({counts}), {self.reals} real twins, {self.refused} refused by "
+            f"the screen, {self.extras} extra, {self.quarantined} in quarantine; "
+            f"{self.made} clips made by this run",
+            f"data set {os.fspath(self.out)}: manifest.parquet, report.html",
+        ]
+        if self.problem:
+            lines.append(f"short: {self.problem}")
+        sys.stderr.write("\n".join(lines) + "\n")
+
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {
@@ -69,7 +91,7 @@ class BuildSummary:
             "warnings": list(self.warnings),
             "timings": dict(self.timings),
             "problem": self.problem,
-            "exit_code": 3 if self.problem else 0,
+            "exit_code": self.exit_code,
         }
 
 
@@ -117,7 +139,45 @@ def finish(
         summary=summary.to_json(),
         wall_s=round(meters.wall_s, 3),
     )
+    _write_report(options, summary, planner, rows, quarantine, meters)
     return summary
+
+
+def _write_report(
+    options: BuildOptions,
+    summary: BuildSummary,
+    planner: Planner,
+    rows: Sequence[Row],
+    quarantine: Sequence[QuarantineRow],
+    meters: Meters,
+) -> None:
+    stages = [
+        StageTiming(
+            name=name,
+            busy_s=meter.busy_s,
+            workers=meter.workers,
+            clips=meter.clips,
+            frames=meter.frames,
+        )
+        for name, meter in meters.stages.items()
+    ]
+    data = ReportData(
+        recipe=options.recipe.name,
+        rows=rows,
+        wanted={action: planner.quotas.per_action.get(action, 0) for action in Action},
+        examples=examples_from_manifest(
+            options.out,
+            rows,
+            real_root=folder_of(options.real),
+            driving_root=folder_of(options.driving),
+        ),
+        quarantine=quarantine,
+        stages=stages,
+        wall_s=meters.wall_s,
+        facts={"made by this run": f"{summary.made} clips", **_versions()},
+        banner=options.banner,
+    )
+    write_report(options.out, data)
 
 
 def _splits(recipe: BuildRecipe, markers: Sequence[Marker], extras: set[str]) -> dict[str, str]:

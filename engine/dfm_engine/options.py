@@ -70,3 +70,9 @@ def list_inputs(options: BuildOptions) -> Inputs:
         allow_stills=options.recipe.sources.allow_stills,
     )
     return Inputs(sources=sources, driving=list_driving(options.driving))
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that listed paths lie below: the path itself, or that of a table."""
+    resolved = path.absolute()
+    return resolved if resolved.is_dir() else resolved.parent

@@ -42,6 +42,7 @@ class Prepared:
         role: `source` or `driving`.
         frames: canonical frames it gives; 0 if refused.
         box: the square face box in pixels of the upright picture.
+        first_frame: the first canonical frame of the file that shows the face.
         source_index, source_scores: the frame chosen as source image (sources only).
         stage, kind, reason: where and why it was refused (`docs/inputs.md`), None for a usable
             one.
@@ -52,6 +53,7 @@ class Prepared:
     role: Literal["source", "driving"]
     frames: int = 0
     box: Box | None = None
+    first_frame: int = 0
     source_index: int = 0
     source_scores: dict[str, float] = dataclasses.field(default_factory=dict)
     stage: str | None = None
@@ -72,6 +74,7 @@ class Prepared:
             role=_role(clip),
             frames=len(framed.frames),
             box=framed.box,
+            first_frame=framed.first_frame,
             source_index=framed.source_index,
             source_scores=dict(framed.source_scores),
         )

@@ -176,4 +176,5 @@ class Shelf:
             size=self._runner.frame_size[0],
             limits=self._recipe.limits,
             clips=self._recipe.clips,
+            first_frame=prepared.first_frame,
         )

@@ -1,0 +1,312 @@
+"""The command line: parse, wire, call. No logic, and the one place that may import anything.
+
+People read stderr; programs read stdout, and only with `--json`: one object, the last line.
+Every import that costs time happens inside a command, so `--help` is instant.
+
+Exit codes: 0 ok; 1 unexpected; 2 usage or configuration; 3 finished short; 4 environment unfit;
+5 check or goal missed; 130 Ctrl-C; 143 TERM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from dfm_engine.errors import DfmError, UsageError
+from dfm_engine.interrupts import Interrupted, StopRequest, draining_signals, stop_on_signals
+
+if TYPE_CHECKING:
+    from dfm_engine.build import BuildOptions, BuildSummary
+    from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
+    from dfm_engine.faces.mtcnn import Mtcnn
+    from dfm_engine.fomm.model import Fomm
+    from dfm_engine.prepare import Framer
+    from dfm_engine.recipe import BuildRecipe
+
+app = typer.Typer(
+    name="dfm-engine",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Build, train on and benchmark DeepFake MNIST+, a data set for detecting "
+    "facial-animation deepfakes.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+dataset_app = typer.Typer(no_args_is_help=True, help="Look at a built data set.")
+train_app = typer.Typer(no_args_is_help=True, help="Train a network.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a trained network.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed.")
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, the last line.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="A FOMM checkpoint (.pth.tar, .safetensors); 'demo': the shipped one; "
+        "'random': seeded noise, for trying things out."
+    ),
+]
+FommYaml = Annotated[
+    Path | None, typer.Option(help="The model's YAML in the published form; default vox-256.")
+]
+
+
+@app.command()
+def doctor(
+    require: Annotated[
+        str | None, typer.Option(help="'gpu': exit 4 where no usable GPU is found.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine can do: drivers, libraries, and how they fit each other."""
+    from dfm_engine.doctor import run_doctor
+
+    if require not in (None, "gpu"):
+        raise UsageError(f"--require takes 'gpu', found {require!r}")
+    report = run_doctor(require_gpu=require == "gpu")
+    report.print()
+    _finish(report.to_json(), as_json, report.exit_code)
+
+
+@app.command()
+def probe(
+    paths: Annotated[list[str], typer.Argument(help="Files or folders; `--` ends options.")],
+    faces: Annotated[bool, typer.Option(help="Also look for a usable face.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Say of each media file what it is and whether it can be used; exit 3 if one cannot."""
+    from dfm_engine.media.probe_command import run_probe
+    from dfm_engine.recipe import BuildRecipe
+
+    recipe = BuildRecipe()
+    report = run_probe(paths, faces=_face_check(recipe) if faces else None, limits=recipe.limits)
+    report.print()
+    _finish(report.to_json(), as_json, report.exit_code)
+
+
+@app.command()
+def build_dataset(
+    real: Annotated[Path, typer.Option(help="Folder of real clips.")],
+    driving: Annotated[Path, typer.Option(help="Folder of driving clips by action, or a CSV.")],
+    out: Annotated[Path, typer.Option(help="The data set; the same command again resumes.")],
+    weights: Weights,
+    recipe: Annotated[str, typer.Option(help="A shipped recipe or a .toml file.")] = "paper",
+    fomm_config: FommYaml = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Fakes in all, dealt round-robin over actions.")
+    ] = None,
+    reader: Annotated[
+        str, typer.Option(help="auto, voxceleb1, voxceleb1-fomm, adfes or folder.")
+    ] = "auto",
+    identity_csv: Annotated[
+        Path | None, typer.Option(help="CSV `file, identity` for the real clips.")
+    ] = None,
+    identity_regex: Annotated[
+        str | None, typer.Option(help="Regex over the path; its group is the identity.")
+    ] = None,
+    verdicts: Annotated[
+        Path | None, typer.Option(help="CSV `clip_id, gate, verdict, score` from elsewhere.")
+    ] = None,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a data set: real clips and their fakes, screened, in three qualities."""
+    from dfm_engine.build import BuildOptions
+    from dfm_engine.recipe import BuildRecipe, load_recipe
+    from dfm_engine.screen import import_verdicts
+
+    options = BuildOptions(
+        recipe=load_recipe(recipe, BuildRecipe),
+        real=real,
+        driving=driving,
+        out=out,
+        limit=limit,
+        reader=reader,
+        identity_csv=identity_csv,
+        identity_regex=identity_regex,
+        verdicts=import_verdicts(verdicts) if verdicts else None,
+        banner=_weights_banner(weights),
+    )
+    if dry_run:
+        from dfm_engine.dry_run import survey
+
+        outlook = survey(options)
+        outlook.print()
+        _finish(outlook.to_json(), as_json, 0)
+    with draining_signals() as stop:
+        summary = _run_build(options, weights, fomm_config, device, stop)
+    summary.print()
+    _finish(summary.to_json(), as_json, summary.exit_code)
+
+
+@app.command()
+def screen(
+    clip: Annotated[Path, typer.Argument(help="A video file.")],
+    action: Annotated[str, typer.Option(help="What it should show, such as nod.")],
+    as_json: Json = False,
+) -> None:
+    """Say whether a clip performs an action, and by which measurements; exit 3 if it does not."""
+    from dfm_engine.recipe import BuildRecipe
+    from dfm_engine.screen.command import run_screen
+
+    recipe = BuildRecipe()
+    result = run_screen(clip, action, detector=_detector(), recipe=recipe)
+    result.print()
+    _finish(result.to_json(), as_json, result.exit_code)
+
+
+@dataset_app.command("verify")
+def dataset_verify(
+    out: Annotated[Path, typer.Argument(help="A built data set.")], as_json: Json = False
+) -> None:
+    """Read every file, hash, count and pair again; exit 5 if anything is off."""
+    from dfm_engine.verify import verify_dataset
+
+    report = verify_dataset(out)
+    report.print()
+    _finish(report.to_json(), as_json, report.exit_code)
+
+
+def main() -> None:
+    """The console script: run a command; an error becomes one line and an exit code."""
+    logging.basicConfig(level=os.environ.get("DFM_LOG", "WARNING"), format="%(name)s: %(message)s")
+    try:
+        with stop_on_signals():
+            app()
+    except Interrupted as stop:
+        _fail(str(stop), stop.exit_code)
+    except DfmError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        if os.environ.get("DFM_DEBUG"):
+            raise
+        _fail(f"unexpected {type(error).__name__}: {error} (DFM_DEBUG=1 shows where)", 1)
+
+
+def _run_build(
+    options: BuildOptions, weights: str, config: Path | None, device: str, stop: StopRequest
+) -> BuildSummary:
+    """The networks of a build, then the build."""
+    import torch
+
+    from dfm_engine.backends import TorchRunner, plan_batch_size
+    from dfm_engine.build import build_dataset as run_build
+    from dfm_engine.machine import read_cores
+
+    cores = max(1, int(read_cores()))
+    torch.set_num_threads(cores)
+    fomm = _load_fomm(weights, config, align_corners=options.recipe.motion.align_corners)
+    where = _device(device)
+    runner = TorchRunner(fomm, where)
+    detector = _detector(where)
+    return run_build(
+        options,
+        runner=runner,
+        detector=detector,
+        framer=_framer(options.recipe, detector, runner.frame_size[0]),
+        workers=max(1, cores - 1),
+        batch_size=options.recipe.plan.batch_size or plan_batch_size(fomm.config, where),
+        threads=cores,
+        stop=stop,
+        say=_say,
+    )
+
+
+def _framer(recipe: BuildRecipe, detector: Mtcnn, size: int) -> Framer:
+    from dfm_engine.clip import DrivingClip
+    from dfm_engine.faces.framing import frame_clip
+
+    def frame(clip: SourceClip | DrivingClip) -> FramedClip:
+        is_driving = isinstance(clip, DrivingClip)
+        return frame_clip(
+            clip.path,
+            detector=detector,
+            size=size,
+            limits=recipe.limits,
+            faces=recipe.faces,
+            clips=recipe.clips,
+            sources=None if is_driving else recipe.sources,
+            start_s=clip.start_s if is_driving else 0.0,
+            end_s=clip.end_s if is_driving else None,
+            mirrored=is_driving and clip.mirrored,
+            is_still=not is_driving and clip.is_still,
+        )
+
+    return frame
+
+
+def _detector(device: str = "cpu") -> Mtcnn:
+    from dfm_engine.faces.mtcnn import Mtcnn
+
+    return Mtcnn.load(device)
+
+
+def _load_fomm(weights: str, config: Path | None, *, align_corners: bool) -> Fomm:
+    from dfm_engine import fomm
+
+    if weights == "random":
+        return fomm.initialise(config, seed=0, align_corners=align_corners)
+    if weights == "demo":
+        from dfm_engine.weights import demo_weights
+
+        return fomm.load(demo_weights(), align_corners=align_corners)
+    return fomm.load(weights, config, align_corners=align_corners)
+
+
+def _weights_banner(weights: str) -> str:
+    return {
+        "random": "The animation model has random weights: every fake here is noise.",
+        "demo": "Fakes by the small demonstration model, trained on procedural faces: "
+        "they show how the engine works, not how good the method is.",
+    }.get(weights, "")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device takes auto, cpu or cuda, found {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device; `dfm-engine doctor` says why")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _say(text: str) -> None:
+    """For people."""
+    if text:
+        sys.stderr.write(text.rstrip("\n") + "\n")
+        sys.stderr.flush()
+
+
+def _finish(result: dict[str, Any], as_json: bool, code: int) -> NoReturn:
+    """For programs, and the end."""
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+    raise typer.Exit(code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"dfm-engine: {message}\n")
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
