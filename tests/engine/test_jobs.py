@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from dfmtest_dataset import columns, make_clip, make_dataset, open_run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfm_engine.durable import write_durably
@@ -65,6 +65,7 @@ def test_media_path_is_the_documented_one() -> None:
     assert media_path("real", None, "ab", "raw") == "data/real/none/ab.raw.mp4"
 
 
+@settings(deadline=None)
 @given(measurements=st.dictionaries(st.text(), JSON, max_size=4), size=st.integers(0, 2**62))
 def test_a_marker_survives_its_file(measurements: dict, size: int) -> None:
     marker = Marker(

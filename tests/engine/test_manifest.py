@@ -43,7 +43,7 @@ def value_of(column: Column) -> st.SearchStrategy[Any]:
 ROWS = st.lists(st.fixed_dictionaries({c.name: value_of(c) for c in COLUMNS}), max_size=4)
 
 
-@settings(max_examples=40)  # each has some 50 columns
+@settings(max_examples=40, deadline=None)  # each row has some 50 columns
 @given(rows=ROWS)
 def test_rows_survive_the_file(rows: list, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "survives.parquet"
@@ -143,6 +143,7 @@ def test_the_page_is_the_one_that_the_columns_make(repo: Path) -> None:
     )
 
 
+@settings(deadline=None)
 @given(name=st.binary(min_size=1).filter(lambda name: b"\0" not in name))
 def test_any_file_name_becomes_text_and_comes_back(name: bytes) -> None:
     text = text_of_path(os.fsdecode(name))
