@@ -17,7 +17,7 @@ from dfm_engine.errors import ShapeError
 def images_from_frames(
     frames: NDArray[np.uint8] | Tensor, *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Frames as a model wants them: v / 255.
+    """Frames as a model wants them: v times 1/255.
 
     The bytes travel to the device, a quarter of what the floats would be.
 
@@ -37,7 +37,8 @@ def images_from_frames(
         raise ShapeError(
             f"frames must be uint8 (B, H, W, 3), got {frames.dtype} {tuple(frames.shape)}"
         )
-    return frames.to(device).permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
+    # A product: CUDA turns a division by a number into one, and the CPU does not (1 ulp apart).
+    return frames.to(device).permute(0, 3, 1, 2).contiguous().to(torch.float32) * (1 / 255)
 
 
 def frames_from_images(images: Tensor) -> Tensor:
