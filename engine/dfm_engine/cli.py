@@ -9,12 +9,13 @@ Exit codes: 0 ok; 1 unexpected; 2 usage or configuration; 3 finished short; 4 en
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
     from dfm_engine.faces.mtcnn import Mtcnn
     from dfm_engine.fomm.model import Fomm
+    from dfm_engine.fomm.transfer import TransferMode
     from dfm_engine.prepare import Framer
     from dfm_engine.recipe import BuildRecipe
 
@@ -88,7 +90,12 @@ def probe(
     from dfm_engine.recipe import BuildRecipe
 
     recipe = BuildRecipe()
-    report = run_probe(paths, faces=_face_check(recipe) if faces else None, limits=recipe.limits)
+    check = None
+    if faces:
+        from dfm_engine.faces.check import check_faces
+
+        check = functools.partial(check_faces, detector=_detector(), recipe=recipe)
+    report = run_probe(paths, faces=check, limits=recipe.limits)
     report.print()
     _finish(report.to_json(), as_json, report.exit_code)
 
@@ -172,11 +179,108 @@ def dataset_verify(
     out: Annotated[Path, typer.Argument(help="A built data set.")], as_json: Json = False
 ) -> None:
     """Read every file, hash, count and pair again; exit 5 if anything is off."""
+    from dfm_engine.progress import Counter
     from dfm_engine.verify import verify_dataset
 
-    report = verify_dataset(out)
-    report.print()
-    _finish(report.to_json(), as_json, report.exit_code)
+    with Counter("verify", "files") as count:
+        report = verify_dataset(out, progress=count)
+    _say(f"{report.files} files, {report.pairs} pairs, {len(report.failures)} failures")
+    if as_json:
+        _finish(report.to_json(), as_json, 0 if report.is_ok else 5)
+    report.check()
+
+
+@train_app.command("fomm")
+def train_fomm(
+    recipe: Annotated[str, typer.Option(help="A shipped recipe or a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; a run that is there goes on.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of clips; recipes that render need none.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="End after so many steps in all.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Fit the whole schedule into this time instead.")
+    ] = None,
+    until: Annotated[
+        float, typer.Option(help="With --minutes: the share of the schedule to end at.")
+    ] = 1.0,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Weights to begin a new run from.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train the First Order Motion Model."""
+    from dfm_engine.fomm.train import run_train_fomm
+
+    result = run_train_fomm(
+        recipe,
+        out=out,
+        data=data,
+        steps=steps,
+        minutes=minutes,
+        until=until,
+        device=device,
+        start_from=start_from,
+    )
+    _finish(result.to_json(), as_json, 0)
+
+
+@evaluate_app.command("fomm")
+def evaluate_fomm(
+    weights: Weights,
+    fomm_config: FommYaml = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of clips; without it people are rendered.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and the sheet.")] = None,
+    identities: Annotated[int, typer.Option(help="Rendered people.", min=1)] = 100,
+    clips: Annotated[int, typer.Option(help="Most clips of --data; 0: all.", min=0)] = 0,
+    mode: Annotated[str, typer.Option(help="abs, rel, rel_adapt or rel_nojac.")] = "rel_adapt",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a motion model: how close, how well it moves, what a face detector sees."""
+    from dfm_engine.fomm.evaluate import run_evaluate_fomm
+
+    result = run_evaluate_fomm(
+        _load_fomm(weights, fomm_config, align_corners=True),
+        data=data,
+        out=out,
+        identities=identities,
+        clips=clips,
+        mode=cast("TransferMode", mode),  # checked there
+        device=device,
+    )
+    _say(result.table())
+    _finish(result.to_json(), as_json, 0)
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Option(help="Folder for driving/ and real/ clips.")],
+    drivers: Annotated[int, typer.Option(help="People who perform every action.", min=1)] = 1,
+    sources: Annotated[int, typer.Option(help="People of the real half.", min=1)] = 12,
+    frames: Annotated[int, typer.Option(help="Length of a driving clip.", min=8)] = 40,
+    size: Annotated[int, typer.Option(help="Side of a frame in pixels.", min=64)] = 256,
+    seed: Annotated[int, typer.Option(help="Of the performances.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Render procedural faces as clips: nobody real is behind any of them."""
+    from dfm_engine.machine import read_cores
+    from dfm_engine.synthetic import DemoSetSettings, write_demo_set
+
+    settings = DemoSetSettings(
+        drivers=tuple(range(drivers)),
+        sources=tuple(range(1000, 1000 + sources)),
+        driving_frames=frames,
+        real_frames=frames + 15,
+        size=size,
+        seed=seed,
+    )
+    made = write_demo_set(out, settings, workers=max(1, int(read_cores())))
+    _say(f"{made.written} clips rendered into {out}: driving/ and real/")
+    _finish({"out": str(out), "rendered": made.written}, as_json, 0)
 
 
 def main() -> None:

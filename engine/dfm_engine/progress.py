@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Self, TextIO
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class Ticker:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Ticker:
+    def __enter__(self) -> Self:
         if self._enabled:
             self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
             self._thread.start()
@@ -147,6 +147,17 @@ class Ticker:
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
+
+
+class Counter(Ticker):
+    """A ticker for work that says how far it is: call it with (done, total)."""
+
+    def __init__(self, name: str, unit: str) -> None:
+        self._at = (0, 0)
+        super().__init__(lambda: f"{name}  {self._at[0]}/{self._at[1]} {unit}")
+
+    def __call__(self, done: int, total: int) -> None:
+        self._at = (done, total)
 
 
 def duration(seconds: float) -> str:
