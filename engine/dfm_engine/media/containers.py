@@ -18,7 +18,15 @@ from typing import BinaryIO, Literal
 from dfm_engine.errors import MediaError
 from dfm_engine.recipe import Limits
 
-__all__ = ["MEDIA_SUFFIXES", "Container", "check_unchanged", "open_media", "sniff"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MEDIA_SUFFIXES",
+    "Container",
+    "check_unchanged",
+    "cut_short",
+    "open_media",
+    "sniff",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp"})
 VIDEO_SUFFIXES = frozenset(
@@ -247,47 +255,43 @@ def _refusal(path: str | os.PathLike[str], head: bytes) -> MediaError:
 
 
 def cut_short(name: str, file: BinaryIO, size_bytes: int) -> str:
-    """How a file (not MP4) ends before its own header says, or ""; the position is left at 0.
+    """How a file (not MP4) ends too early by its own account, or ""; the position is left at 0.
 
-    Streams that state none (live Matroska, raw H.264) cannot tell.
+    Streams that state no length (live Matroska, raw H.264) cannot tell.
     """
     file.seek(0)
     head = file.read(_HEAD_BYTES)
+    file.seek(max(0, size_bytes - 64))
+    tail = file.read()
+    file.seek(0)
+    if name == "gif" and not tail.rstrip(b"\x00").endswith(b";"):
+        return "ends without its trailer; copy it again"
+    if name == "mpegts" and size_bytes % (188 if head[0] == 0x47 else 192):
+        return "ends within a transport packet; copy or record it again"
     end = 0
     if name == "matroska":
         end = _matroska_end(head)
     elif name == "avi":
         end = 8 + int.from_bytes(head[4:8], "little")
-    elif name == "gif":
-        file.seek(max(0, size_bytes - 64))
-        if not file.read().rstrip(b"\x00").endswith(b";"):
-            end = size_bytes + 1
-    elif name == "mpegts":
-        step = 188 if head[0] == 0x47 else 192
-        end = -(-size_bytes // step) * step
-    file.seek(0)
     if end <= size_bytes:
         return ""
-    return f"is {size_bytes} bytes long, its header states {end} or more; copy or record it again"
+    return f"is {size_bytes} bytes long, its header states {end}; copy or record it again"
 
 
 def _matroska_end(head: bytes) -> int:
-    """The byte where the Segment ends, or 0 if it does not say (EBML, RFC 8794)."""
-    at = 4
-    for _ in range(8):  # the EBML header, then void elements at most, then the Segment
-        length, at, is_unknown = _ebml_length(head, at)
-        if head[at - 12 : at].find(b"\x18\x53\x80\x67") >= 0:
-            return 0 if is_unknown else at + length
-        at += (
-            length + 4 if head[at + length : at + length + 4] == b"\x18\x53\x80\x67" else length + 1
-        )
-        if at + 8 > len(head):
-            return 0
-    return 0
+    """The byte where the Segment ends, or 0 if it does not say (RFC 8794, RFC 9559)."""
+    length, at, _ = _ebml_length(head, 4)  # behind the four bytes that name the EBML header
+    at += length
+    if head[at : at + 4] != b"\x18\x53\x80\x67":
+        return 0
+    length, start, is_unknown = _ebml_length(head, at + 4)
+    return 0 if is_unknown else start + length
 
 
 def _ebml_length(head: bytes, at: int) -> tuple[int, int, bool]:
-    first = head[at]
+    """A variable-length integer at `at`: its value, where it ends, whether it means unknown."""
+    first = head[at] if at < len(head) else 0x80
     width = 9 - first.bit_length() if first else 8
-    value = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
-    return value, at + width, value == (1 << 7 * width) - 1
+    largest = (1 << 7 * width) - 1
+    value = int.from_bytes(head[at : at + width]) & largest
+    return value, at + width, value == largest

@@ -46,9 +46,9 @@ def read_frames(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of a clip, or of a range of it.
 
-    Frame k is the picture nearest to `start_s + k / fps` by `timeline.resample`'s rule. A repeated
-    picture is the same array again: copy before writing into it. Reading stops at the end of the
-    range; what lies behind is not checked.
+    Frame k is what stands on the screen at `start_s + k / fps` once every picture is moved to its
+    nearest slot (`timeline.resample`). A repeated picture is the same array again: copy it before
+    writing into it. Reading stops at the end of the range; what lies behind is not checked.
 
     Args:
         path: a video file.

@@ -21,7 +21,7 @@ from dfm_engine.errors import MediaError
 from dfm_engine.media.colour import Colour, colour_of, display_size
 from dfm_engine.media.containers import check_unchanged, open_media, sniff
 from dfm_engine.media.reader import ClipReader
-from dfm_engine.media.still import is_sideways, load_still, open_still
+from dfm_engine.media.still import load_still, open_still
 from dfm_engine.recipe import Limits
 
 __all__ = ["Probe", "Verdict", "probe"]
@@ -122,14 +122,10 @@ def probe(path: str | os.PathLike[str], *, limits: Limits | None = None) -> Prob
 def _probe_still(path: Any, file: Any, facts: dict[str, Any], limits: Limits) -> None:
     facts |= {"is_still": True, "codec": facts["container"]}
     image = open_still(path, file, facts["container"], limits=limits)
-    width, height = image.size
-    facts |= {
-        "pix_fmt": image.mode,
-        "width": height if is_sideways(image) else width,
-        "height": width if is_sideways(image) else height,
-    }
-    load_still(path, image)
-    facts |= {"verdict": "accept", "frames": 1, "colour_matrix": "rgb", "colour_range": "full"}
+    facts |= {"pix_fmt": image.mode, "width": image.width, "height": image.height}
+    height, width, _ = load_still(path, image).shape  # EXIF may have turned it
+    facts |= {"verdict": "accept", "frames": 1, "width": width, "height": height}
+    facts |= {"colour_matrix": "rgb", "colour_range": "full"}
 
 
 def _sha256(file: Any) -> str:

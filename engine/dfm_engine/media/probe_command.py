@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,11 @@ class ProbeReport:
         """One line per file for people; control characters in names are escaped."""
         return [_line(item.probe) for item in self.files]
 
+    def print(self) -> None:
+        """Write the lines to stderr."""
+        for line in self.lines():
+            sys.stderr.write(line + "\n")
+
 
 def run_probe(
     paths: Sequence[str | os.PathLike[str]],
@@ -105,7 +111,7 @@ def list_files(path: Path) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_symlink() and entry.is_dir():
+        if entry.is_symlink() and _is_folder(path / entry.name):
             continue
         yield from list_files(path / entry.name)
 

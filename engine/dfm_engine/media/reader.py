@@ -150,10 +150,11 @@ class ClipReader:
         self._stream = self._choose_stream()
         self._cpu_s = time.thread_time() - started
         context = self._stream.codec_context
-        codec = context.codec.canonical_name if context is not None else self._stream.codec_tag
+        codec = context.codec.canonical_name if context is not None else "undecodable"
         if codec not in CODECS:
+            self._raise_first_damage()
             raise MediaError(
-                self.path, "unsupported-codec", f"holds {codec!r} video; re-encode it as H.264"
+                self.path, "unsupported-codec", f"holds {codec} video; re-encode it as H.264"
             )
         self.codec = codec
         self.profile = context.profile

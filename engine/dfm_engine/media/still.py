@@ -22,15 +22,13 @@ from dfm_engine.media.containers import check_unchanged, open_media, sniff
 from dfm_engine.media.reader import check_size
 from dfm_engine.recipe import Limits
 
-__all__ = ["is_sideways", "load_still", "open_still", "read_still"]
+__all__ = ["load_still", "open_still", "read_still"]
 
 _READERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
 }
-_EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = frozenset((5, 6, 7, 8))
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError)
 
 
@@ -63,16 +61,9 @@ def open_still(
     try:
         image = _READERS[name](file)
     except _DAMAGE as error:
-        raise MediaError(
-            path, "corrupt", f"its {name.upper()} header does not parse ({error})"
-        ) from error
+        raise _damaged(path, error) from error
     check_size(path, *image.size, limits, "a picture")
     return image
-
-
-def is_sideways(image: Image.Image) -> bool:
-    """Whether EXIF asks for a turn that swaps width and height."""
-    return image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
 
 
 def load_still(path: str | os.PathLike[str], image: Image.Image) -> NDArray[np.uint8]:
@@ -81,12 +72,16 @@ def load_still(path: str | os.PathLike[str], image: Image.Image) -> NDArray[np.u
         image.load()
         upright = ImageOps.exif_transpose(image)
     except _DAMAGE as error:
-        text = str(error)
-        kind = "truncated" if "truncated" in text or isinstance(error, EOFError) else "corrupt"
-        raise MediaError(path, kind, f"does not decode ({text}); copy it again") from error
+        raise _damaged(path, error) from error
     if upright.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
         grey = (np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
         return over_black(np.asarray(upright.convert("RGBA")))
     return np.ascontiguousarray(upright.convert("RGB"))
+
+
+def _damaged(path: str | os.PathLike[str], error: Exception) -> MediaError:
+    is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    kind = "truncated" if is_cut else "corrupt"
+    return MediaError(path, kind, f"the picture does not decode ({error}); copy it again")
