@@ -282,3 +282,53 @@ def test_a_parent_that_forgets_to_close_ends_in_silence(tmp_path: Path) -> None:
     assert done.stderr == ""
     wait_for(lambda: not is_running(int(done.stdout)), timeout_s=10)
     assert [p.name for p in tmp_path.iterdir()] == ["x.mp4"]
+
+
+@pytest.mark.slow
+def test_no_clip_is_lost_while_workers_are_killed_at_random(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    clips = [clip(index, count=20, size=64) for index in range(24)]
+    expected = [
+        encode_clip(
+            rgb_to_i420(frames), tmp_path / "alone.mp4", quality="c23", fps=25, comment=COMMENT
+        ).sha256
+        for frames in clips
+    ]
+    done, deaths, is_over = {}, 0, threading.Event()
+
+    def kill_some(pool: EncodePool) -> None:
+        while not is_over.wait(rng.uniform(0.2, 0.6)):
+            pid = pool.stats[rng.integers(2)].pid
+            if pid and is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+
+    with EncodePool(2, queue_clips=2) as pool:
+        killer = threading.Thread(target=kill_some, args=(pool,))
+        killer.start()
+        try:
+            for turn in range(100):
+                todo = [index for index in range(len(clips)) if index not in done]
+                if turn == 4:
+                    is_over.set()
+                futures = {
+                    index: pool.submit(
+                        clips[index],
+                        outputs={"c23": tmp_path / f"{index}.mp4"},
+                        comment=COMMENT,
+                        fps=25,
+                    )
+                    for index in todo
+                }
+                for index, future in futures.items():
+                    try:
+                        done[index] = future.result(60)["c23"].sha256
+                    except WorkerDied:
+                        deaths += 1
+                if len(done) == len(clips):
+                    break
+        finally:
+            is_over.set()
+            killer.join()
+    assert [done[index] for index in range(len(clips))] == expected
+    assert deaths > 0
+    assert sum(stats.clips for stats in pool.stats) == len(clips)
