@@ -114,6 +114,7 @@ class FramedClip:
         box: the one square box of the clip, in the same pixels.
         source_index: frame chosen as source image (most frontal and sharp).
         source_scores: its measurements (`yaw_deg`, `pitch_deg`, `roll_deg`, `sharpness`, `score`).
+        first_frame: index in the decoded range of `frames[0]`; above 0 where the face appears late.
     """
 
     frames: Pixels
@@ -121,6 +122,7 @@ class FramedClip:
     box: Box
     source_index: int
     source_scores: dict[str, float]
+    first_frame: int = 0
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[3] != 3 or self.frames.dtype != np.uint8:

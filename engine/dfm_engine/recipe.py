@@ -49,7 +49,9 @@ class Faces:
 
     every_n: int = _doc(5, "detect on every n-th frame, interpolate between")
     min_score: float = _doc(0.9, "a detection below this face probability is not a face")
-    min_face_px: float = _doc(64.0, "smallest face box side, in pixels of the decoded picture")
+    min_face_px: float = _doc(
+        64.0, "smallest square around a face (longer side and margins), in decoded pixels"
+    )
     min_found_share: float = _doc(0.9, "share of looked-at frames that must hold the face")
     enlarge: float = _doc(
         0.1, "margin on each side of the union box, as a share of its longer side"

@@ -175,7 +175,8 @@ class Mtcnn:
         Raises:
             ShapeError: frames of another shape or dtype.
         """
-        frames = torch.as_tensor(frames)
+        if not isinstance(frames, Tensor):
+            frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8:
             raise ShapeError(
                 f"detect needs uint8 (B, H, W, 3), got {frames.dtype} {tuple(frames.shape)}"
