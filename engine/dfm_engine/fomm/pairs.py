@@ -8,6 +8,7 @@ name before the first `#` is the identity.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -118,7 +119,7 @@ class FolderPairs:
         self.recipe = recipe
         self.device = device
         self.folder = folder
-        self._clips = _by_identity(folder, by_name=recipe.data.id_sampling)
+        self._clips = list_clips(folder, by_name=recipe.data.id_sampling)
         self._test = folder / "test"
         self._executor = ThreadPoolExecutor(recipe.data.workers)
         self._ahead: dict[tuple[int, int, int], list[Future[NDArray[np.uint8]]]] = {}
@@ -163,7 +164,7 @@ class FolderPairs:
         """Pairs of `test/` where there is one, else of the training clips."""
         clips = self._clips
         if self._test.is_dir():
-            clips = _by_identity(self._test, by_name=False)
+            clips = list_clips(self._test, by_name=False)
         frames = [
             self._read_pair(clips[row % len(clips)], (3, row), frame_px) for row in range(rows)
         ]
@@ -206,17 +207,30 @@ class FolderPairs:
         """uint8 (2, S, S, 3): two frames drawn with replacement, in order of time."""
         rng = np.random.default_rng(seed)
         clip = clips[int(rng.integers(len(clips)))]
-        if clip.is_dir():
-            names = _pictures(clip)
-            chosen = np.sort(rng.integers(len(names), size=2))
-            pair = [_read_picture(names[index]) for index in chosen]
-        else:
-            from dfm_engine.media.decode import read_frames
-
-            frames = list(read_frames(clip, fps=None))
-            chosen = np.sort(rng.integers(len(frames), size=2))
-            pair = [frames[index] for index in chosen]
+        count, read = _open_clip(clip)
+        pair = read(np.sort(rng.integers(count, size=2)))
         return np.stack([_resize(picture, frame_px) for picture in pair])
+
+
+def read_clip(clip: Path, frame_px: int, *, most: int) -> NDArray[np.uint8]:
+    """uint8 (T, S, S, 3): up to `most` frames of a clip, evenly spread, the first among them."""
+    count, read = _open_clip(clip)
+    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+    return np.stack([_resize(picture, frame_px) for picture in read(chosen)])
+
+
+Reader = Callable[[NDArray[np.int64]], list[NDArray[np.uint8]]]
+
+
+def _open_clip(clip: Path) -> tuple[int, Reader]:
+    """Frame count, and a function that gives chosen frames."""
+    if clip.is_dir():
+        names = _pictures(clip)
+        return len(names), lambda chosen: [_read_picture(names[index]) for index in chosen]
+    from dfm_engine.media.decode import read_frames
+
+    frames = list(read_frames(clip, fps=None))
+    return len(frames), lambda chosen: [frames[index] for index in chosen]
 
 
 @lru_cache(maxsize=100_000)
@@ -224,7 +238,7 @@ def _pictures(clip: Path) -> tuple[Path, ...]:
     return tuple(sorted(p for p in clip.iterdir() if p.suffix.lower() in PICTURES))
 
 
-def _by_identity(folder: Path, *, by_name: bool) -> list[list[Path]]:
+def list_clips(folder: Path, *, by_name: bool) -> list[list[Path]]:
     """The clips below a folder or its `train/`, grouped by identity, in order of name."""
     root = folder / "train" if (folder / "train").is_dir() else folder
     if not root.is_dir():

@@ -215,6 +215,11 @@ class RenderedPeople:
             self._frames[at] = drawn.frames
             self._points[at] = drawn.landmarks
             self._jacobians[at] = drawn.jacobians
+            spent = time.monotonic() - started
+            if 0 < data.render_limit_s < spent and group + 1 < groups:
+                self.identities = (group + 1) * data.sharing
+                log.warning("render  stopped at %d people after %.0f s", self.identities, spent)
+                break
             if group % 50 == 49:
                 rate = (at.stop) / (time.monotonic() - started)
                 log.info("render  %d/%d frames  %.0f frames/s", at.stop, count, rate)

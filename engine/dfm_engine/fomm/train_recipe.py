@@ -35,6 +35,9 @@ class Data:
     frames: int = _doc(16, "procedural: frames per person, each in another state")
     sharing: int = _doc(4, "procedural: people who share one set of states (cross-identity pairs)")
     first_seed: int = _doc(100_000, "procedural: the first person's seed; tests use seeds below")
+    render_limit_s: float = _doc(
+        0.0, "procedural: stop rendering after this time, with fewer people; 0: no limit"
+    )
     zoom: tuple[float, ...] = _doc(
         (1.0, 1.4), "procedural: range of enlargement; face crops of a build are 1.2 to 1.4"
     )

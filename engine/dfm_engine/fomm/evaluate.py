@@ -1,0 +1,501 @@
+"""Measure a FOMM: `run_evaluate_fomm` is what `dfm-engine evaluate fomm` runs.
+
+On rendered people that training never saw, both ways of animating have a ground truth: a person
+driven by itself (self) and by somebody else (cross; the person drawn in the other's state). On a
+folder of clips only the first has one: the first frame of a clip, driven by its later frames.
+Every number stands beside that of the copy baseline, which shows the source picture unmoved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from dfm_engine.actions import Action
+from dfm_engine.errors import EnvironmentUnfit, UsageError
+from dfm_engine.fomm import metrics
+from dfm_engine.fomm.config import ConfigSource
+from dfm_engine.fomm.metrics import FaceAgreement
+from dfm_engine.fomm.model import Fomm, load
+from dfm_engine.fomm.train_files import write_text
+from dfm_engine.fomm.transfer import TransferMode
+
+log = logging.getLogger(__name__)
+
+POSE_ACTIONS = (
+    Action.YAW,
+    Action.NOD,
+    Action.RIGHT_SLOPE,
+    Action.LEFT_SLOPE,
+    Action.LOOK_UP,
+)
+# Which part of the face an action's gain is read from; poses move the whole picture.
+GAIN_BOXES = {
+    Action.BLINK: "eyes",
+    Action.OPEN_MOUTH: "mouth",
+    Action.SMILE: "mouth",
+    Action.SURPRISE: "mouth",
+    Action.EMBARRASSMENT: "mouth",
+}
+GOALS = {
+    "self_over_copy_db": 7.0,
+    "cross_pose_over_copy_db": 4.0,
+    "blink_gain": 0.7,
+    "open_mouth_gain": 0.5,
+    "found_share": 0.95,
+}
+_CLIP_FRAMES = 45
+_ZOOM = (1.2, 1.4)  # as a build's face crops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shot:
+    """One person, one or more moments, animated: what is compared.
+
+    Attributes:
+        label: the action, or the clip's name.
+        kind: "self" or "cross".
+        source: (1, 3, H, W).
+        driving: (T, 3, H, W).
+        initial: (1, 3, H, W) the driving person where the motion starts.
+        truth: (T, 3, H, W).
+        boxes: (T, 4) where the gain is read, or None.
+    """
+
+    label: str
+    kind: str
+    source: Tensor
+    driving: Tensor
+    initial: Tensor
+    truth: Tensor
+    boxes: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Means over all frames of one label and kind."""
+
+    label: str
+    kind: str
+    frames: int
+    l1: float
+    psnr_db: float
+    ssim: float
+    copy_psnr_db: float
+    copy_l1: float
+    copy_ssim: float
+    gain: float | None = None
+
+    @property
+    def over_copy_db(self) -> float:
+        """PSNR above the copy baseline's."""
+        return self.psnr_db - self.copy_psnr_db
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateResult:
+    """What was measured; `table()` is for people.
+
+    Attributes:
+        weights_sha256: of the evaluated file.
+        data: what it was evaluated on.
+        rows: per label and kind; label "all" is the mean over every frame of a kind.
+        faces: "self" and "cross" -> what the face detector sees; empty without a detector.
+        goals: name -> (found, wanted), for rendered people.
+        frames_per_s: animated frames per second, keypoints included.
+        device: where.
+    """
+
+    weights_sha256: str
+    data: dict[str, Any]
+    rows: tuple[Row, ...]
+    faces: dict[str, FaceAgreement]
+    goals: dict[str, tuple[float, float]]
+    frames_per_s: float
+    device: str
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Goals that were not reached."""
+        return tuple(name for name, (found, wanted) in self.goals.items() if not found >= wanted)
+
+    def row(self, label: str, kind: str) -> Row:
+        """One row.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for row in self.rows:
+            if (row.label, row.kind) == (label, kind):
+                return row
+        raise KeyError(f"{label} {kind}")
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "data": self.data,
+            "rows": [
+                {**dataclasses.asdict(row), "over_copy_db": row.over_copy_db} for row in self.rows
+            ],
+            "faces": {kind: dataclasses.asdict(faces) for kind, faces in self.faces.items()},
+            "goals": {
+                name: {"found": found, "wanted": wanted, "met": found >= wanted}
+                for name, (found, wanted) in self.goals.items()
+            },
+            "frames_per_s": self.frames_per_s,
+            "device": self.device,
+            "notes": list(self.notes),
+        }
+
+    def table(self) -> str:
+        """Markdown: one line per label and kind, then faces, then goals."""
+        lines = [
+            "| | kind | frames | L1 | PSNR dB | copy dB | over copy | SSIM | gain |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in self.rows:
+            gain = "" if row.gain is None else f"{row.gain:.2f}"
+            lines.append(
+                f"| {row.label} | {row.kind} | {row.frames} | {row.l1:.4f} | {row.psnr_db:.2f} | "
+                f"{row.copy_psnr_db:.2f} | {row.over_copy_db:+.2f} | {row.ssim:.3f} | {gain} |"
+            )
+        if self.faces:
+            lines += [
+                "",
+                "| MTCNN | found | AKD-5 px | miss rate | yaw / pitch / roll error | correlation |",
+                "| --- | --- | --- | --- | --- | --- |",
+            ]
+        for kind, faces in self.faces.items():
+            lines.append(
+                f"| {kind} | {100 * faces.found_share:.1f} % | {faces.akd_px:.2f} | "
+                f"{100 * faces.miss_rate:.1f} % | {faces.yaw_error_deg:.1f}° / "
+                f"{faces.pitch_error_deg:.1f}° / {faces.roll_error_deg:.1f}° | "
+                f"{faces.pose_correlation:.3f} |"
+            )
+        if self.goals:
+            lines += ["", "| goal | found | wanted | |", "| --- | --- | --- | --- |"]
+        for name, (found, wanted) in self.goals.items():
+            met = "met" if found >= wanted else "missed"
+            lines.append(f"| {name} | {found:.2f} | {wanted:.2f} | {met} |")
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+
+def run_evaluate_fomm(
+    weights: str | Path | Fomm,
+    *,
+    config: ConfigSource = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    identities: int = 100,
+    first_seed: int = 0,
+    moments: int = 2,
+    clips: int = 0,
+    mode: TransferMode = "rel_adapt",
+    align_corners: bool = True,
+    device: str = "auto",
+    with_faces: bool = True,
+) -> EvaluateResult:
+    """Measure weights on rendered people, or on a folder of clips.
+
+    Args:
+        weights: file in either form, or a loaded model.
+        config: the architecture, where the file does not carry it.
+        data: a folder laid out as for training; None renders people.
+        out: folder for evaluate.json, evaluate.md and sheet.png.
+        identities: rendered people.
+        first_seed: of the first; training uses seeds from 100 000 on.
+        moments: frames per action and person, the peak among them.
+        clips: at most this many clips of the folder; 0: all.
+        mode: how motion is carried over.
+        align_corners: how the weights were trained.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        with_faces: look with MTCNN too, where it is installed.
+    """
+    from dfm_engine.fomm.train import pick_device
+
+    where = pick_device(device)
+    fomm = weights
+    if not isinstance(fomm, Fomm):
+        fomm = load(fomm, config, align_corners=align_corners)
+    fomm = fomm.to(where).eval()
+    if data is None:
+        shots = rendered_shots(
+            fomm.frame_size[0], identities, first_seed, moments=moments, device=where
+        )
+        facts: dict[str, Any] = {
+            "source": "procedural",
+            "identities": identities,
+            "first_seed": first_seed,
+            "moments": moments,
+        }
+    else:
+        shots = folder_shots(Path(data), fomm.frame_size[0], most=clips, device=where)
+        facts = {"source": "folder", "folder": Path(data).name}
+    notes: list[str] = []
+    detector = _detector(where, notes) if with_faces else None
+    tally = _Tally(detector)
+    sheet = _Sheet(kind="cross" if data is None else "self")
+    count, seconds = 0, 0.0
+    for shot in shots:
+        started = time.monotonic()
+        rest, prediction = animate_shot(fomm, shot, mode=mode)
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += time.monotonic() - started
+        count += 1 + len(prediction)
+        tally.add(shot, prediction, rest)
+        sheet.add(shot, prediction)
+    if not count:
+        raise UsageError("nothing to evaluate: no people and no clips")
+    rows = tally.rows()
+    faces = tally.faces()
+    result = EvaluateResult(
+        weights_sha256=fomm.weights_sha256,
+        data=facts,
+        rows=rows,
+        faces=faces,
+        goals=_goals(rows, faces) if data is None else {},
+        frames_per_s=count / max(seconds, 1e-9),
+        device=str(where),
+        notes=tuple(notes),
+    )
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "evaluate.json", json.dumps(result.to_json(), indent=2) + "\n")
+        write_text(folder / "evaluate.md", result.table())
+        sheet.write(folder / "sheet.png")
+    return result
+
+
+@torch.inference_mode()
+def animate_shot(
+    fomm: Fomm, shot: Shot, *, mode: TransferMode, rows: int = 32
+) -> tuple[Tensor, Tensor]:
+    """What is predicted before the motion starts (1, 3, H, W), and in it (T, 3, H, W)."""
+    kp_source, kp_initial = fomm.keypoints(shot.source), fomm.keypoints(shot.initial)
+    features = fomm.encode_source(shot.source)
+    parts: list[Tensor] = []
+    driving = torch.cat([shot.initial, shot.driving])
+    for start in range(0, len(driving), rows):
+        kp_driving = fomm.keypoints(driving[start : start + rows])
+        moved = fomm.transfer(kp_source, kp_driving, kp_initial, mode=mode)
+        parts.append(fomm.animate(features, kp_source, moved).prediction)
+    predicted = torch.cat(parts)
+    return predicted[:1], predicted[1:]
+
+
+def rendered_shots(
+    size: int, identities: int, first_seed: int, *, moments: int, device: torch.device
+) -> Iterator[Shot]:
+    """Every action of every person, driven by itself and by the next person in line."""
+    from dfm_engine.fomm.procedural_pairs import framed
+    from dfm_engine.synthetic import Identity, States, action_states, render
+
+    actions = list(Action)
+    for number in range(identities):
+        seed = first_seed + number
+        other = first_seed + (number + 1) % max(2, identities)
+        states = []
+        for action in actions:
+            clip = action_states(action, _CLIP_FRAMES, seed)
+            states += [clip[[0]], clip[_moments(clip.values, moments)]]
+        people = [framed(Identity.draw(s), _ZOOM) for s in (seed, other)]
+        drawn = render(people, States.join(states * 2), size, device=device, noise_seed=seed)
+        frames = drawn.frames.permute(0, 3, 1, 2).to(torch.float32) / 255
+        own, theirs = frames.chunk(2)
+        points = drawn.landmarks.chunk(2)[0]
+        each = 1 + moments
+        for index, action in enumerate(actions):
+            rest, at = index * each, slice(index * each + 1, (index + 1) * each)
+            box = GAIN_BOXES.get(action)
+            boxes = None
+            if box is not None:
+                boxes = gain_boxes(points[at], points[rest : rest + 1].expand(moments, -1, -1), box)
+            for kind, person in (("self", own), ("cross", theirs)):
+                yield Shot(
+                    label=action.value,
+                    kind=kind,
+                    source=own[rest : rest + 1],
+                    driving=person[at],
+                    initial=person[rest : rest + 1],
+                    truth=own[at],
+                    boxes=boxes,
+                )
+
+
+def _moments(values: Tensor, moments: int) -> list[int]:
+    """The frame farthest from the first, and frames on the way there."""
+    scale = values.std(0).clamp_min(1e-3)
+    peak = int(((values - values[0]) / scale).abs().sum(1).argmax())
+    return [max(1, round(peak * (k + 1) / moments)) for k in range(moments)]
+
+
+def gain_boxes(points: Tensor, rest: Tensor, part: str) -> Tensor:
+    """(N, 4) box around the eyes or the mouth, before and after; landmarks (N, 10, 2)."""
+    chosen = [0, 1] if part == "eyes" else [2, 3, 4, 5]
+    both = torch.cat([points[:, chosen], rest[:, chosen]], dim=1)
+    low, high = both.amin(1), both.amax(1)
+    # half an eye to each side, and from the lid down over the whole eye
+    margin = (0.2, 0.06, 0.2, 0.2) if part == "eyes" else (0.05, 0.06, 0.05, 0.06)
+    left, top, right, bottom = margin
+    return torch.stack(
+        [low[:, 0] - left, low[:, 1] - top, high[:, 0] + right, high[:, 1] + bottom], dim=1
+    )
+
+
+def folder_shots(
+    folder: Path, size: int, *, most: int, device: torch.device, frames: int = 64
+) -> Iterator[Shot]:
+    """Each clip's first frame, driven by up to `frames` of its frames, evenly spread."""
+    from dfm_engine.fomm.pairs import list_clips, read_clip
+
+    root = folder / "test" if (folder / "test").is_dir() else folder
+    clips = [clip for group in list_clips(root, by_name=False) for clip in group]
+    for clip in clips[: most or None]:
+        pictures = read_clip(clip, size, most=frames)
+        images = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).to(torch.float32) / 255
+        yield Shot(
+            label=clip.name,
+            kind="self",
+            source=images[:1],
+            driving=images,
+            initial=images[:1],
+            truth=images,
+        )
+
+
+class _Tally:
+    """Collects numbers per label and kind, and landmarks per kind."""
+
+    def __init__(self, detector: metrics.Detector | None) -> None:
+        self.detector = detector
+        self._numbers: dict[tuple[str, str], dict[str, list[Tensor]]] = {}
+        self._landmarks: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
+
+    @torch.inference_mode()
+    def add(self, shot: Shot, prediction: Tensor, rest: Tensor) -> None:
+        """Measure one shot; `rest` is the prediction before the motion starts."""
+        copied = shot.source.expand_as(shot.truth)
+        found: dict[str, Tensor] = {
+            "l1": metrics.l1(prediction, shot.truth),
+            "psnr_db": metrics.psnr_db(prediction, shot.truth),
+            "ssim": metrics.ssim(prediction, shot.truth),
+            "copy_l1": metrics.l1(copied, shot.truth),
+            "copy_psnr_db": metrics.psnr_db(copied, shot.truth),
+            "copy_ssim": metrics.ssim(copied, shot.truth),
+        }
+        if shot.boxes is not None:
+            # the peak is the last moment; on the way there the change is small against the noise
+            found["gain"] = metrics.gain(
+                prediction[-1:] - rest, shot.truth[-1:] - shot.source, shot.boxes[-1:]
+            )
+        for key in ((shot.label, shot.kind), ("all", shot.kind)):
+            into = self._numbers.setdefault(key, {})
+            for name, values in found.items():
+                if name != "gain" or key[0] != "all":
+                    into.setdefault(name, []).append(values.double().cpu())
+        if self.detector is not None:
+            seen = [
+                metrics.face_landmarks(self.detector, _bytes(images))
+                for images in (prediction, shot.truth)
+            ]
+            self._landmarks.setdefault(shot.kind, []).append((seen[0], seen[1]))
+
+    def rows(self) -> tuple[Row, ...]:
+        """Actions in the paper's order, "all" last."""
+        return tuple(
+            Row(
+                label=label,
+                kind=kind,
+                frames=sum(len(values) for values in numbers["l1"]),
+                **{name: metrics.mean_of(values) for name, values in numbers.items()},
+            )
+            for (label, kind), numbers in sorted(
+                self._numbers.items(), key=lambda item: item[0][0] == "all"
+            )
+        )
+
+    def faces(self) -> dict[str, FaceAgreement]:
+        """Per kind."""
+        return {
+            kind: metrics.face_agreement(
+                np.concatenate([found for found, _ in pairs]),
+                np.concatenate([wanted for _, wanted in pairs]),
+            )
+            for kind, pairs in self._landmarks.items()
+        }
+
+
+class _Sheet:
+    """Driver, prediction, truth for the first few people, a column per action."""
+
+    def __init__(self, *, kind: str, people: int = 4, columns: int = 10) -> None:
+        self.kind, self.people, self.columns = kind, people, columns
+        self._tiles: list[tuple[str, NDArray[np.uint8]]] = []
+
+    def add(self, shot: Shot, prediction: Tensor) -> None:
+        """Keep the last moment of a shot that is to be shown."""
+        if shot.kind == self.kind and len(self._tiles) < self.people * self.columns:
+            tile = torch.cat([shot.driving[-1], prediction[-1], shot.truth[-1]], dim=1)
+            self._tiles.append((shot.label, _bytes(tile[None])[0]))
+
+    def write(self, path: Path) -> None:
+        """Save as PNG; labels above, per person driver / prediction / truth below each other."""
+        tiles = self._tiles
+        columns = min(self.columns, len(tiles))
+        rows = -(-len(tiles) // columns)
+        height, width = tiles[0][1].shape[:2]
+        picture = Image.new("RGB", (columns * width, 14 + rows * height), "white")
+        draw = ImageDraw.Draw(picture)
+        for index, (label, tile) in enumerate(tiles):
+            row, column = divmod(index, columns)
+            picture.paste(Image.fromarray(tile), (column * width, 14 + row * height))
+            if row == 0:
+                draw.text((column * width + 3, 1), label, fill="black")
+        picture.save(path)
+
+
+def _goals(
+    rows: tuple[Row, ...], faces: dict[str, FaceAgreement]
+) -> dict[str, tuple[float, float]]:
+    by = {(row.label, row.kind): row for row in rows}
+    found = {
+        "self_over_copy_db": by["all", "self"].over_copy_db,
+        "cross_pose_over_copy_db": min(by[a.value, "cross"].over_copy_db for a in POSE_ACTIONS),
+        "blink_gain": by[Action.BLINK.value, "cross"].gain or 0.0,
+        "open_mouth_gain": by[Action.OPEN_MOUTH.value, "cross"].gain or 0.0,
+    }
+    if faces:
+        found["found_share"] = min(seen.found_share for seen in faces.values())
+    return {name: (value, GOALS[name]) for name, value in found.items()}
+
+
+def _detector(device: torch.device, notes: list[str]) -> metrics.Detector | None:
+    from dfm_engine.faces.mtcnn import Mtcnn
+
+    try:
+        return Mtcnn.load(str(device))  # pyright: ignore[reportReturnType]
+    except EnvironmentUnfit as error:
+        notes.append(f"Without face detection: {error}")
+        log.warning("evaluate  %s", notes[-1])
+        return None
+
+
+def _bytes(images: Tensor) -> NDArray[np.uint8]:
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
