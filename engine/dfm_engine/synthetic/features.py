@@ -129,7 +129,7 @@ def paint_eyes(at: Fragments, skin: Tensor) -> tuple[Tensor, Tensor]:
 
     # the ball
     iris_x = x - side * who["eye_x"] - 0.055 * does["gaze_x"]
-    iris_y = y + 0.004 - 0.036 * does["gaze_y"]
+    iris_y = y + 0.004 - 0.046 * does["gaze_y"]
     radius = torch.hypot(iris_x, iris_y)
     big = who["iris_radius"]
     white = at.rest.new_tensor(_WHITE) * (1.0 - 0.30 * across**2)[:, None]

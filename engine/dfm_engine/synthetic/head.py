@@ -105,11 +105,13 @@ def hair_line(who: dict[str, Tensor], x: Tensor, z: Tensor, wisps: Tensor | floa
     fringe = fringe + who["bangs"] * swept * (who["brow_y"] - 0.06 - fringe)
     # sideburn before the ear, the ear left free, the nape behind; long hair covers all three
     burn = who["sideburn"] + 0.40 * is_long
+    lock = 0.55 * is_long
     open_from = 0.80 - 0.14 * is_long
     line = fringe + (burn - fringe) * smooth(open_from, open_from + 0.42, around)
     over_ear = torch.minimum(burn, who["eye_y"] - 0.10 + 2.0 * is_long)
-    line = line + (over_ear - burn) * smooth(1.30, 1.42, around)
+    line = line + (over_ear - burn) * smooth(1.30, 1.42, around) + lock * smooth(1.0, 1.45, around)
     line = line + (0.55 - over_ear).clamp(min=0.0) * smooth(1.85, 2.1, around)
+    line = line.clamp(max=0.70)  # none under the chin
     return line + (0.012 + 0.016 * who["bangs"]) * wisps
 
 
@@ -174,11 +176,11 @@ def turn(drawn: Drawn, points: Tensor, share: Tensor | None = None) -> Tensor:
     Args:
         drawn: the frames.
         points: in head coordinates.
-        share: (N,) how far a point follows the head, 1 fully, 0 stays with the body; None is 1.
+        share: (B, N) how far a point follows the head, 1 fully, 0 stays with the body; None is 1.
     """
     pivot = points.new_tensor(PIVOT)
     turned = rotate(drawn, points - pivot) + pivot
-    moved = turned if share is None else points + share[:, None] * (turned - points)
+    moved = turned if share is None else points + share[..., None] * (turned - points)
     shift = torch.cat(
         (drawn.does["shift_x"], drawn.does["shift_y"], torch.zeros_like(drawn.does["shift_x"])), 1
     )

@@ -20,7 +20,8 @@ __all__ = ["Identity", "IdentityBatch", "stack"]
 
 Colour = tuple[float, float, float]
 
-RENDERER_VERSION = 1  # raise it with every change of the pixels: trained demo weights go stale
+RENDERER_VERSION = 2  # raise it with every change of the pixels: trained demo weights go stale
+_STREAM = 1  # sets the draws of an identity apart from other uses of its seed
 TILE = 64  # side of the noise tile and of the blurred backdrop, texels
 
 _SKIN = (
@@ -124,7 +125,7 @@ class Identity:
     @classmethod
     def draw(cls, seed: int) -> Identity:
         """Draw a face; equal seeds give equal faces on every machine."""
-        rng = np.random.default_rng([RENDERER_VERSION, seed])
+        rng = np.random.default_rng([_STREAM, seed])
 
         def normal(mean: float, sigma: float, low: float, high: float) -> float:
             return float(np.clip(rng.normal(mean, sigma), low, high))
@@ -155,7 +156,7 @@ class Identity:
         style = rng.choice(["short", "bob", "long", "bun"], p=[0.2, 0.3, 0.35, 0.15])
         style = str(style) if feminine else "short"
         bangs = uniform(0.55, 1.0) if chance(0.30 if feminine else 0.12) else 0.0
-        lip_mix = uniform(0.45, 0.7) if feminine and chance(0.5) else uniform(0.22, 0.45)
+        lip_mix = uniform(0.45, 0.7) if feminine and chance(0.5) else uniform(0.30, 0.5)
         lip_tint = np.array([0.66, 0.20, 0.22]) * uniform(0.75, 1.1)
         angle, height = uniform(-1.0, 1.0), uniform(-0.75, -0.15)
         light = np.array([np.sin(angle), height, np.cos(angle)])
@@ -193,7 +194,7 @@ class Identity:
             lip_lower=normal(0.060 if feminine else 0.050, 0.008, 0.034, 0.078),
             mouth_curve=normal(0.006, 0.007, -0.008, 0.022),
             skin=skin,
-            lip=_colour((1 - lip_mix) * np.array(skin) * 0.86 + lip_mix * lip_tint),
+            lip=_colour((1 - lip_mix) * np.array(skin) * 0.82 + lip_mix * lip_tint),
             freckles=uniform(0.3, 0.9) if luma > 0.6 and chance(0.2) else 0.0,
             stubble=stubble,
             beard=beard,
@@ -271,7 +272,7 @@ def stack(identities: Sequence[Identity], *, device: str | torch.device = "cpu")
 
 @lru_cache(maxsize=256)
 def _textures(seed: int, tone: Colour) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    rng = np.random.default_rng([RENDERER_VERSION, seed, 1])
+    rng = np.random.default_rng([_STREAM, seed, 1])
     coarse = _periodic_noise(rng, (2, 4, 8))
     fine = _periodic_noise(rng, (16, 32, 64))
     return np.stack([coarse, fine], axis=-1), _backdrop(rng, np.array(tone))

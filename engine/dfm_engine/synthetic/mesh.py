@@ -103,36 +103,30 @@ def build_mesh(drawn: Drawn, top: Topology) -> Mesh:
     posed = head.deform(drawn, shaped)
     normals = _grid_normals(posed.unflatten(1, (_SKULL_N, _SKULL_N))).flatten(1, 2)
 
-    points, outward = [posed], [normals]
-    rests = [rest]
-    for centre, radii in _ball_places(who):
-        ball = top.ball * radii[:, None]
-        points.append(ball + centre[:, None])
-        outward.append(top.ball / radii.clamp(min=1e-4)[:, None])
-        rests.append(points[-1])
-    neck, neck_out, share = _neck(who)
-    points.append(neck)
-    outward.append(neck_out)
-    rests.append(neck)
-    cloth, cloth_out = _cloth(who)
+    # of each part: points at rest, expressed, normals, and how far it follows the head
+    parts = [(rest, posed, normals, torch.ones_like(rest[..., 0]))]
+    for kind, (centre, radii) in zip(_BALLS, _ball_places(who), strict=True):
+        points = top.ball * radii[:, None] + centre[:, None]
+        hanging = 0.75 * smooth(0.55, 1.25, points[..., 1]) if kind == Part.HAIR else 0.0
+        outward = top.ball / radii.clamp(min=1e-4)[:, None]
+        parts.append((points, points, outward, torch.ones_like(points[..., 0]) - hanging))
+    neck, outward, follow = _neck(who)
+    parts.append((neck, neck, outward, follow))
+    cloth, outward = _cloth(who)
+    parts.append((cloth, cloth, outward, torch.zeros_like(cloth[..., 0])))
     arms = _arms(who)
-    sideways = torch.zeros_like(arms)
-    sideways[..., 0] = arms[..., 0].sign()
-    points += [cloth, arms]
-    outward += [cloth_out, sideways]
-    rests += [cloth, arms]
+    outward = arms.sign() * arms.new_tensor((1.0, 0.0, 0.0))
+    parts.append((arms, arms, outward, torch.ones_like(arms[..., 0])))
 
-    before = sum(p.shape[1] for p in points[:-3])
-    follow = torch.ones(before + neck.shape[1] + cloth.shape[1] + 8, device=cloth.device)
-    follow[before : before + neck.shape[1]] = share
-    follow[before + neck.shape[1] : -8] = 0.0
-    expressed = torch.cat(points, dim=1)
-    world = head.turn(drawn, expressed, follow)
-    normal = torch.cat([n.expand(batch, -1, -1) for n in outward], dim=1)
+    rests, expressed, normal, share = (
+        torch.cat([each.expand(batch, *each.shape[1:]) for each in column], dim=1)
+        for column in zip(*parts, strict=True)
+    )
+    world = head.turn(drawn, expressed, share)
     turned = head.rotate(drawn, normal)
-    normal = normal + follow[:, None] * (turned - normal)
+    normal = normal + share[..., None] * (turned - normal)
     normal = torch.nn.functional.normalize(normal, dim=-1)
-    return Mesh(world, torch.cat((torch.cat(rests, dim=1), expressed, normal), dim=-1))
+    return Mesh(world, torch.cat((rests, expressed, normal), dim=-1))
 
 
 def _skull(who: dict[str, Tensor], directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +192,7 @@ def _neck(who: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         (wide * angle.sin(), y.expand_as(wide), -0.22 + 0.95 * wide * angle.cos()), dim=-1
     )
     outward = torch.stack((angle.sin(), torch.zeros_like(y), angle.cos()), dim=-1)
-    return points, outward[None], 1.0 - smooth(0.55, 1.35, y)
+    return points, outward[None], 1.0 - smooth(0.55, 1.35, y)[None]
 
 
 def _cloth(who: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -219,10 +213,15 @@ def _arms(who: dict[str, Tensor]) -> Tensor:
     for side in (-1.0, 1.0):
         for up in (-1.0, 1.0):
             near = torch.cat(
-                (side * lens_edge(who), who["eye_y"] - 0.03 + up * 0.016, _lens_z(who) - 0.02), 1
+                (
+                    side * (lens_edge(who) + 0.015),
+                    who["eye_y"] - 0.03 + up * 0.016,
+                    _lens_z(who) - 0.02,
+                ),
+                1,
             )
             far = torch.cat(
-                (side * (who["head_width"] + 0.04), who["eye_y"] + up * 0.016, 0 * _lens_z(who)), 1
+                (side * (who["head_width"] + 0.085), who["eye_y"] + up * 0.016, 0 * _lens_z(who)), 1
             )
             strips += [near, far]
     arms = torch.stack(strips, dim=1)

@@ -93,12 +93,14 @@ def _skin(at: Fragments) -> tuple[Tensor, Tensor]:
     shade = shade + wrinkle * (0.03 * age + 0.13 * at.does("brow").clamp(min=0.0))
     tone = tone * (1.0 - shade * ahead).clamp(min=0.1)[:, None]
 
-    jaw_line = smooth(0.42, 0.60, y + 0.30 * bell(side - 0.62, 0.22))
-    clear = bell(x, 0.34) * smooth(who("mouth_y") - 0.24, who("mouth_y") - 0.12, y)
-    beard = torch.maximum(jaw_line * (1.0 - 0.9 * bell(side - 0.30, 0.10) * (y < 0.62)), clear)
-    beard = beard * (at.part == Part.HEAD) * smooth(-0.25, 0.0, z)
+    # a beard: below a line from the sideburns to the corners of the mouth, and the moustache
+    mouth_y = who("mouth_y")
+    edge = mouth_y - 0.01 - 0.85 * (side - who("mouth_width") * 0.95).clamp(min=0.0)
+    beard = smooth(-0.05, 0.06, y - edge)
+    lip_top = smooth(mouth_y - 0.16, mouth_y - 0.11, y) * smooth(0.30, 0.22, side)
+    beard = torch.maximum(beard, lip_top) * (at.part == Part.HEAD) * smooth(-0.25, 0.0, z)
     hairs = (0.85 + 0.15 * grain[:, 1]).clamp(0, 1)
-    amount = beard * (0.34 * who("stubble") + 0.85 * who("beard") * hairs)
+    amount = beard * (0.34 * who("stubble") + 0.92 * who("beard") * hairs)
     tone = tone + (who("hair") * 0.8 - tone) * amount[:, None]
 
     neck = (at.part == Part.NECK).float()

@@ -59,7 +59,7 @@ class Rendered:
         return f"Rendered(frames={tuple(self.frames.shape)} on {self.frames.device})"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def render(
     identities: Identity | Sequence[Identity],
     states: States,
