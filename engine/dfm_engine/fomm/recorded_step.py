@@ -40,21 +40,27 @@ class RecordedStep:
             self._graph.replay()
             return self._output
         self._calls += 1
-        if self._calls > _UNRECORDED:
-            return self._record(batch)
+        if self._calls == _UNRECORDED + 1 and self._record(batch):
+            return self(batch)
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
             terms = self.step(batch)
         torch.cuda.current_stream().wait_stream(self._side)
         return terms
 
-    def _record(self, batch: Batch) -> dict[str, Tensor]:
+    def _record(self, batch: Batch) -> bool:
+        """Record the step without running it; False where this machine cannot."""
         fields = {name: tensor.clone() for name, tensor in batch.tensors()}
         self._input = dataclasses.replace(batch, **fields)  # pyright: ignore[reportArgumentType]
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._output = self.step(self._input)
+        try:
+            with torch.cuda.graph(graph):
+                self._output = self.step(self._input)
+        except RuntimeError as error:  # an operation that cannot be recorded: slower, as right
+            log.warning("train  the step cannot be recorded, going on without: %s", error)
+            self._input = None
+            return False
         self._graph = graph
         log.info("train  recorded the step; replaying it from here on")
-        return self(batch)
+        return True
