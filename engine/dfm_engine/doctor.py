@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfm_engine.errors import EnvironmentUnfit
 from dfm_engine.machine import MachineFacts, read_machine, version_tuple
+from dfm_engine.nvidia import CODECS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,12 +125,13 @@ def _software(facts: MachineFacts) -> Iterator[Check]:
         f"{python} on {facts.system}",
         "tested with Python 3.11 and 3.12",
     )
-    yield _check(
-        "Packages",
-        Verdict.FAIL if facts.unmet else Verdict.PASS,
-        "; ".join(facts.unmet) or "everything that a CPU run needs",
-        "run `make setup`, or install dfm-engine again",
-    )
+    hint = "run `make setup`, or install dfm-engine again"
+    if facts.unmet is None:
+        yield _check("Packages", Verdict.NOTE, "not installed, so not checked", hint)
+    elif facts.unmet:
+        yield _check("Packages", Verdict.FAIL, "; ".join(facts.unmet), hint)
+    else:
+        yield _check("Packages", Verdict.PASS, "everything that a CPU run needs")
     if facts.media_error or facts.has_x264 is None:
         why = facts.media_error or "PyAV is absent"
         yield _check("Video", Verdict.FAIL, why, "install `av`; no clip can be read or written")
@@ -207,9 +209,10 @@ def _gpu(facts: MachineFacts, require_gpu: bool) -> Iterator[Check]:
     if not nvidia.gpus:
         return
     if nvidia.nvdec:
-        codecs = ", ".join(nvidia.nvdec)
-        count = max(nvidia.nvdec.values())
-        yield _check("NVDEC", Verdict.PASS, f"{count} decoders: {codecs}")
+        found = f"{max(nvidia.nvdec.values())} decoders: {', '.join(nvidia.nvdec)}"
+        if lacking := [codec for codec in CODECS if codec not in nvidia.nvdec]:
+            found += f"; {', '.join(lacking)} stays on the CPU"
+        yield _check("NVDEC", Verdict.PASS, found)
     else:
         capabilities = facts.driver_capabilities
         hint = "decoding stays on the CPU"

@@ -36,7 +36,8 @@ class MachineFacts:
         python: (major, minor) of the interpreter.
         system: operating system and processor, for reading.
         packages: version of each of `PACKAGES` that is installed.
-        unmet: requirements of this project that are absent or too old, as sentences.
+        unmet: requirements of this project that are absent or too old, as sentences; None where
+            the project runs from its source without being installed.
         torch_cuda: CUDA that torch was built for, None for a CPU build.
         onnxruntime_cuda: the same of ONNX Runtime.
         onnxruntime_providers: execution providers in its package.
@@ -56,7 +57,7 @@ class MachineFacts:
     python: tuple[int, int]
     system: str
     packages: dict[str, str]
-    unmet: tuple[str, ...] = ()
+    unmet: tuple[str, ...] | None = ()
     torch_cuda: tuple[int, int] | None
     onnxruntime_cuda: tuple[int, int] | None
     onnxruntime_providers: tuple[str, ...]
@@ -114,12 +115,12 @@ def installed(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def unmet_requirements(distribution: str) -> tuple[str, ...]:
-    """Requirements of a distribution that this environment does not meet; extras do not count."""
+def unmet_requirements(distribution: str) -> tuple[str, ...] | None:
+    """Requirements that this environment does not meet, extras aside; None if not installed."""
     try:
         requirements = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
-        return ()
+        return None
     problems: list[str] = []
     for requirement in requirements:
         name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]

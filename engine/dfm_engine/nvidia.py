@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # CUdevice_attribute
-_CODECS = {"h264": 4, "hevc": 8, "vp9": 10, "av1": 11}  # cudaVideoCodec
+CODECS = {"h264": 4, "hevc": 8, "vp9": 10, "av1": 11}  # cudaVideoCodec
 _CHROMA_420 = 1
 
 
@@ -144,7 +144,7 @@ def _nvdec(cuda: ctypes.CDLL) -> tuple[dict[str, int] | None, str | None]:
     try:
         cuda.cuCtxPushCurrent_v2(context)
         found: dict[str, int] = {}
-        for codec, number in _CODECS.items():
+        for codec, number in CODECS.items():
             caps = _DecodeCaps(codec=number, chroma_format=_CHROMA_420)
             code = cuvid.cuvidGetDecoderCaps(ctypes.byref(caps))
             if code:

@@ -70,6 +70,7 @@ def test_a_good_machine_passes_every_check() -> None:
     [
         ("Python", {"python": (3, 13)}, "warn", "3.13"),
         ("Packages", {"unmet": ("mtcnn is absent",)}, "fail", "mtcnn is absent"),
+        ("Packages", {"unmet": None}, "note", "not checked"),
         ("Video", {"has_x264": None, "media_error": "No module named 'av'"}, "fail", "No module"),
         ("Video", {"has_x264": False}, "fail", "no libx264"),
         ("Video", {"missing_decoders": ("av1",)}, "warn", "no decoder for av1"),
@@ -149,6 +150,13 @@ def test_nvdec_that_does_not_load_blames_the_container_where_it_is_to_blame(
     verdict, found, hint = verdict_of("NVDEC", facts)
     assert (verdict, found) == (Verdict.WARN, "libnvcuvid.so.1 does not load")
     assert ("NVIDIA_DRIVER_CAPABILITIES" in hint) == blamed
+
+
+def test_codecs_that_nvdec_lacks_are_named() -> None:
+    hopper = replace(GOOD_GPU, nvdec={"h264": 7, "hevc": 7, "vp9": 7})
+    verdict, found, _ = verdict_of("NVDEC", replace(GOOD, nvidia=hopper))
+    assert verdict is Verdict.PASS
+    assert found == "7 decoders: h264, hevc, vp9; av1 stays on the CPU"
 
 
 def test_without_a_gpu_its_libraries_are_no_warnings() -> None:
@@ -259,9 +267,12 @@ def test_unmet_requirements_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["numpy>=1.0", "torch>=99.5", "no-such-thing>=1", "pytest>=99; extra == 'dev'"]
     monkeypatch.setattr(machine.metadata, "requires", lambda _: wanted)
     problems = unmet_requirements("x")
+    assert problems is not None
     assert len(problems) == 2
     assert problems[0].endswith("is older than 99.5")
     assert problems[1] == "no-such-thing is absent"
+    monkeypatch.undo()
+    assert unmet_requirements("no-such-distribution") is None
 
 
 def test_shared_memory_that_cannot_be_written_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
