@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("dfm", deadline=None)  # a busy machine is no failure
+settings.load_profile("dfm")
 
 REPO = Path(__file__).resolve().parents[1]
 _skipped_for_shared: set[str] = set()

@@ -9,6 +9,7 @@ and what it leaves is the same, byte for byte, however often it was stopped.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 from collections import Counter
@@ -74,7 +75,7 @@ def build_dataset(
         Interrupted: `stop` was set; what was begun is committed.
         ShortfallError: there is not one usable source, or not one usable driving clip.
     """
-    stop = stop or StopRequest()
+    stop = StopRequest() if stop is None else stop
     recipe = options.recipe
     meters = Meters()
     inputs = list_inputs(options)
@@ -84,6 +85,7 @@ def build_dataset(
         "recipe": recipe_hash(recipe),
         "weights_sha256": runner.weights_sha256,
         "runner": runner.name,
+        "av": importlib.metadata.version("av"),  # its x264 decides the bytes
         "batch_size": batch_size,
         "threads": threads,
         "frame_size": list(runner.frame_size),

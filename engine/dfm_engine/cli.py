@@ -261,7 +261,7 @@ def render(
     out: Annotated[Path, typer.Option(help="Folder for driving/ and real/ clips.")],
     drivers: Annotated[int, typer.Option(help="People who perform every action.", min=1)] = 1,
     sources: Annotated[int, typer.Option(help="People of the real half.", min=1)] = 12,
-    frames: Annotated[int, typer.Option(help="Length of a driving clip.", min=8)] = 40,
+    frames: Annotated[int, typer.Option(help="Length of a driving clip.", min=16)] = 40,
     size: Annotated[int, typer.Option(help="Side of a frame in pixels.", min=64)] = 256,
     seed: Annotated[int, typer.Option(help="Of the performances.")] = 0,
     as_json: Json = False,

@@ -24,6 +24,7 @@ from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.recipe import BuildRecipe
 from dfm_engine.report.data import ReportData, StageTiming
 from dfm_engine.report.examples import examples_from_manifest
+from dfm_engine.report.write import NAME as REPORT
 from dfm_engine.report.write import write_report
 from dfm_engine.split import SplitRow, assign_splits
 
@@ -139,7 +140,8 @@ def finish(
         summary=summary.to_json(),
         wall_s=round(meters.wall_s, 3),
     )
-    _write_report(options, summary, planner, rows, quarantine, meters)
+    if made or not (options.out / REPORT).is_file():
+        _write_report(options, summary, planner, rows, quarantine, meters)
     return summary
 
 

@@ -292,7 +292,8 @@ def _crop(
             continue
         if cropper is None:
             cropper = Cropper(picture.shape[0], picture.shape[1], box, size)
-        frames[count] = cropper(torch.from_numpy(picture)).numpy()
+        frame = torch.from_numpy(np.require(picture, requirements="W"))
+        frames[count] = cropper(frame).numpy()
         count += 1
     if not count:
         raise MediaError(

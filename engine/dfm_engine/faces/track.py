@@ -49,33 +49,29 @@ def choose_faces(detections: Sequence[Sequence[Face]], *, settings: Faces) -> li
     sides = [np.array([_side(face) for face in faces]) for faces in looks]
     centres = [np.array([_centre(face) for face in faces]).reshape(-1, 2) for faces in looks]
     largest = max((float(side.max()) for side in sides if len(side)), default=1.0)
-    totals: list[NDArray[np.float64]] = []  # best sum of a path that ends in this face
-    origins: list[list[tuple[int, int] | None]] = []
-    best: tuple[float, tuple[int, int] | None] = (0.0, None)  # of paths that end before this look
-    pending: list[tuple[float, tuple[int, int]]] = []
+    totals: list[NDArray[np.float64]] = []  # per look and face: the best sum that ends there
+    origins: list[list[tuple[int, int] | None]] = []  # ... and the pick before it
+    best, end = 0.0, None  # of all paths that end before this look
     for now, faces in enumerate(looks):
-        total = np.full(len(faces), -np.inf)
-        origin: list[tuple[int, int] | None] = [None] * len(faces)
         value = np.array([face.score for face in faces]) * sides[now] / largest
-        start = best[0] - JUMP_PRICE if best[1] is not None else 0.0
-        total[:], origin = start, [best[1]] * len(faces)
+        anew = best > JUMP_PRICE  # go on from the best path as if from anywhere, or begin here
+        total = np.full(len(faces), best - JUMP_PRICE if anew else 0.0)
+        origin = [end if anew else None] * len(faces)
         for before in range(max(0, now - LOOKS_BRIDGED - 1), now):
             if not len(looks[before]) or not len(faces):
                 continue
             jump = _jumps(centres[before], sides[before], centres[now], sides[now], now - before)
             sums = totals[before][:, None] - JUMP_PRICE * jump  # (faces before, faces now)
-            row = sums.argmax(0)
-            for index in range(len(faces)):
-                if sums[row[index], index] > total[index]:
-                    total[index] = sums[row[index], index]
-                    origin[index] = (before, int(row[index]))
+            rows = sums.argmax(0)
+            for index, row in enumerate(rows.tolist()):
+                if sums[row, index] > total[index]:
+                    total[index], origin[index] = sums[row, index], (before, row)
         totals.append(total + value)
         origins.append(origin)
-        pending += [(float(totals[now][k]), (now, k)) for k in range(len(faces))]
-        best = max([best, *pending], key=lambda item: item[0])
-        pending = []
+        if len(faces) and totals[now].max() > best:
+            best, end = float(totals[now].max()), (now, int(totals[now].argmax()))
     chosen: list[Face | None] = [None] * len(looks)
-    at = best[1]
+    at = end
     while at is not None:
         chosen[at[0]] = looks[at[0]][at[1]]
         at = origins[at[0]][at[1]]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfm_engine.clip import Pixels
 
-__all__ = ["FaceAxes", "brow_lift", "eye_openness", "face_axes", "mouth_darkness", "shrink_grey"]
+__all__ = ["FaceAxes", "brow_lift", "eye_openness", "face_axes", "mouth_interior", "shrink_grey"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -30,7 +30,8 @@ EYE = (-0.22, -0.12, 0.22, 0.14)
 BROW = (-0.3, -0.6, 0.3, -0.15)
 MOUTH = (-0.2, -0.2, 0.2, 0.5)  # from the middle of the mouth corners
 BROW_UP, BROW_DOWN = 0.25, 0.125  # how far a brow is followed
-DARK_FROM, DARK_FULL = 0.7, 0.4  # of the cheeks' luminance: begins to count, counts fully
+DARK = 0.7, 0.4  # of the cheeks' luminance: begins to count, counts fully
+TEETH = 1.1, 1.4  # likewise; in a dark face teeth and tongue are the brighter part
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,14 @@ def eye_openness(grey: Array, axes: FaceAxes) -> tuple[Array, Array]:
     return sides[0], sides[1]
 
 
-def mouth_darkness(grey: Array, axes: FaceAxes) -> Array:
-    """Share of the mouth patch that is dark, (T,) in 0..1; lips hardly count."""
+def mouth_interior(grey: Array, axes: FaceAxes) -> Array:
+    """Share of the mouth patch that is darker or brighter than skin, (T,) in 0..1.
+
+    The cavity is darker than the cheeks, teeth are brighter; shut lips are neither.
+    """
     patch = _sample(grey, axes, axes.mouth, MOUTH) / _cheeks(grey, axes)
-    return np.clip((DARK_FROM - patch) / (DARK_FROM - DARK_FULL), 0, 1).mean((1, 2))
+    inside = _ramp(patch, DARK) + _ramp(patch, TEETH)
+    return inside.mean((1, 2))
 
 
 def brow_lift(grey: Array, axes: FaceAxes, *, neutral: slice) -> Array:
@@ -121,6 +126,12 @@ def _cheeks(grey: Array, axes: FaceAxes) -> Array:
     patch = _sample(grey, axes, axes.eyes, CHEEKS)
     median = np.median(patch.reshape(len(patch), -1), axis=1)
     return np.maximum(median, 1.0)[:, None, None]
+
+
+def _ramp(values: Array, limits: tuple[float, float]) -> Array:
+    """0 at the first limit, 1 at the second and beyond."""
+    first, full = limits
+    return np.clip((values - first) / (full - first), 0, 1)
 
 
 def _shift(rectangle: tuple[float, ...], x: float) -> tuple[float, float, float, float]:

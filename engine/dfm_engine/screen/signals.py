@@ -42,7 +42,7 @@ class Signals:
         roll_deg: the image-right eye lower is positive: a tilt to the subject's left.
         eye_left: openness of the eye at image left, relative within the clip only.
         eye_right: of the eye at image right.
-        mouth_open: share of the mouth patch that is dark.
+        mouth_open: share of the mouth patch that is cavity or teeth.
         mouth_width: between the corners, in e.
         corner_lift: minus the distance from nose to mouth line, in e, pitch taken out.
         brow_lift: brows above their neutral place, in e.
@@ -150,7 +150,7 @@ def extract_signals(frames: Pixels, track: FaceTrack) -> Signals:
         roll_deg=pose.roll_deg.astype(np.float32),
         eye_left=eye_left,
         eye_right=eye_right,
-        mouth_open=patches.mouth_darkness(grey, small_axes),
+        mouth_open=patches.mouth_interior(grey, small_axes),
         mouth_width=width.astype(np.float32),
         corner_lift=(-drop).astype(np.float32),
         brow_lift=patches.brow_lift(grey, small_axes, neutral=slice(0, NEUTRAL_FRAMES)),
