@@ -73,8 +73,8 @@ def write_report(out: Path, data: ReportData, *, max_bytes: int = MAX_BYTES) -> 
             break
     plain_bytes = len(render(data, _sheets(chosen, level, {}), note="x" * 300).encode())
     videos = _choose_videos(chosen, max_bytes - plain_bytes)
-    wanted = sum(len(item.example.videos) for item in loaded)
-    note = _note(len(loaded) - len(chosen), wanted - len(videos))
+    wanted = {path for item in loaded for _, path in item.example.videos}
+    note = _note(len(loaded) - len(chosen), len(wanted) - len(videos))
     page = render(data, _sheets(chosen, level, videos), note=note)
     path = out / NAME
     write_durably(path, page.encode())
@@ -127,13 +127,16 @@ def _choose_videos(chosen: Sequence[_Loaded], budget: int) -> dict[Path, str]:
 def _sheets(
     chosen: Sequence[_Loaded], level: _Level, videos: dict[Path, str]
 ) -> dict[Action, list[Markup]]:
+    """The sheets of every action; a clip that several examples share is played in the first."""
     sheets: dict[Action, list[Markup]] = {}
+    videos = dict(videos)
     for item in chosen:
         sheets.setdefault(item.example.action, []).append(_sheet(item, level, videos))
     return sheets
 
 
 def _sheet(item: _Loaded, level: _Level, videos: dict[Path, str]) -> Markup:
+    """One example; takes the clips that it plays out of `videos`."""
     example = item.example
     name = example.action.replace("_", " ")
     css = {True: "pill good", False: "pill bad", None: "pill muted"}[example.passed]
@@ -160,7 +163,7 @@ def _sheet(item: _Loaded, level: _Level, videos: dict[Path, str]) -> Markup:
             "figure",
             element(
                 "video",
-                src=videos[path],
+                src=videos.pop(path),
                 controls=True,
                 muted=True,
                 loop=True,

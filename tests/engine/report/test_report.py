@@ -318,7 +318,8 @@ def test_examples_come_from_the_manifest_and_its_files(tmp_path: Path) -> None:
     assert by_name[made["of a still"].clip_id].real is None
     assert examples[0].action is Action.NOD  # the paper's order of actions
     page = written(out, rows=rows, examples=examples)
-    assert len(list(page.all("video"))) == sum(len(example.videos) for example in examples)
+    played = {path for example in examples for _, path in example.videos}
+    assert len(list(page.all("video"))) == len(played) == 6  # four fakes, two real twins
     strips = [a for a in page.all("img") if "result" in (a["alt"] or "")]
     assert len(strips) == len(examples)
     video = next(page.all("video"))["src"] or ""
@@ -418,6 +419,22 @@ def test_one_large_clip_does_not_take_the_place_of_the_others(tmp_path: Path) ->
         tmp_path, ReportData(recipe="x", rows=[], examples=examples), max_bytes=1_000_000
     )
     assert len(list(Page(path.read_text()).all("video"))) == 11
+
+
+def test_a_clip_that_examples_share_is_played_once_and_not_said_to_be_left_out(
+    tmp_path: Path,
+) -> None:
+    clip = tmp_path / "real.mp4"
+    clip.write_bytes(bytes(40_000))
+    examples = [
+        Example(action=action, name="n", driving=gradient(2), videos=(("real", clip),))
+        for action in Action
+    ]
+    data = ReportData(recipe="x", rows=[], examples=examples)
+    path = write_report(tmp_path, data, max_bytes=700_000)
+    page = Page(path.read_text())
+    assert len(list(page.all("video"))) == 1
+    assert "left out" not in page.text
 
 
 def test_an_empty_data_set_has_a_report(tmp_path: Path) -> None:
