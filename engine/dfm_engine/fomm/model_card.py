@@ -7,11 +7,29 @@ number is written from those files; what was seen by eye is passed in by who loo
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dfm_engine.fomm.config import DenseMotionConfig, FommConfig, KeypointConfig
 from dfm_engine.fomm.train_recipe import TrainFommRecipe
+from dfm_engine.recipe import parse_recipe
+
+
+def card_of_run(run: Path, evaluation: Path, *, command: str, seen: Sequence[str] = ()) -> str:
+    """The card of a run's folder and an evaluation's folder; see `model_card`."""
+    recipe_file = run / "recipe.toml"
+    return model_card(
+        recipe=parse_recipe(
+            recipe_file.read_text("utf-8"), TrainFommRecipe, origin=str(recipe_file)
+        ),
+        run=json.loads((run / "run.json").read_text("utf-8")),
+        evaluation=json.loads((evaluation / "evaluate.json").read_text("utf-8")),
+        table=(evaluation / "evaluate.md").read_text("utf-8"),
+        command=command,
+        seen=seen,
+    )
 
 
 def model_card(

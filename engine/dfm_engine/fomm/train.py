@@ -18,13 +18,13 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import dfm_engine
 from dfm_engine.errors import EnvironmentUnfit, UsageError
 from dfm_engine.fomm.average import WeightAverage, count_parameters, shippable
 from dfm_engine.fomm.model import Fomm, load, save
@@ -411,9 +411,10 @@ def machine(device: torch.device) -> dict[str, str]:
         "device": device.type,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "dfm_engine": getattr(dfm_engine, "__version__", "unknown"),
         "threads": str(torch.get_num_threads()),
     }
+    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a bare checkout
+        facts["dfm_engine"] = metadata.version("dfm-engine")
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):

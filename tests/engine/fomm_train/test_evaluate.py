@@ -15,7 +15,13 @@ from dfm_engine.faces.mtcnn import Face
 from dfm_engine.fomm import metrics
 from dfm_engine.fomm.evaluate import Shot, animate_shot, gain_boxes, run_evaluate_fomm
 from dfm_engine.fomm.model import initialise
-from dfm_engine.fomm.model_card import departures_from_published, model_card, multiply_adds
+from dfm_engine.fomm.model_card import (
+    card_of_run,
+    departures_from_published,
+    model_card,
+    multiply_adds,
+)
+from dfm_engine.fomm.train import run_train_fomm
 from dfm_engine.fomm.train_recipe import load_train_recipe
 
 
@@ -122,6 +128,10 @@ def test_rendered_people_are_measured_against_the_copy_baseline(smoke, tmp_path:
     assert "self_over_copy_db" in result.missed  # random weights
     written = json.loads((tmp_path / "evaluate.json").read_text())
     assert written["goals"]["blink_gain"]["met"] is False
+    run_train_fomm(smoke, out=tmp_path / "run", steps=1, device="cpu")
+    card = card_of_run(tmp_path / "run", tmp_path, command="dfm-engine train fomm")
+    assert "| blink | cross |" in card
+    assert "4 rendered people (seeds 100000 to 100003" in card
     assert "| blink | cross |" in (tmp_path / "evaluate.md").read_text()
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 

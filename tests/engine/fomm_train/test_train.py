@@ -14,7 +14,7 @@ from dfm_engine.errors import EnvironmentUnfit, RecipeError, UsageError, Weights
 from dfm_engine.fomm.average import WeightAverage, shippable
 from dfm_engine.fomm.model import initialise, load, load_discriminator
 from dfm_engine.fomm.pairs import FolderPairs
-from dfm_engine.fomm.procedural_pairs import ProceduralPairs
+from dfm_engine.fomm.procedural_pairs import ProceduralPairs, RenderedPeople
 from dfm_engine.fomm.train import StepClock, pick_device, rate_factor, run_train_fomm
 from dfm_engine.fomm.train_files import Position
 from dfm_engine.fomm.train_log import look
@@ -246,6 +246,13 @@ def test_mirrored_pairs_swap_left_and_right_points(smoke) -> None:
     assert torch.allclose(turned, jacobians[1, 1])
 
 
+def test_rendering_stops_at_its_limit_with_whole_groups(smoke) -> None:
+    data = replace(smoke.data, identities=6, sharing=2, frames=2, render_limit_s=1e-6)
+    people = RenderedPeople(data, first_seed=7, identities=6, size=16, device=CPU)
+    assert people.identities == 2
+    assert set(people.partner(np.array([0, 1]), np.random.default_rng(0))) == {0, 1}
+
+
 def test_motion_is_carried_over_as_in_use() -> None:
     torch.manual_seed(1)
     source, driving, initial = (
@@ -310,10 +317,10 @@ def test_phases_hand_weights_on(smoke, tmp_path: Path) -> None:
 
 def test_minutes_spread_the_schedule_over_the_time(smoke, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("dfm_engine.fomm.train._RESERVE_S", 0.0)
-    result = run_train_fomm(smoke, out=tmp_path / "run", minutes=0.05, until=0.5, device="cpu")
+    result = run_train_fomm(smoke, out=tmp_path / "run", minutes=0.04, until=0.5, device="cpu")
     assert result.progress == pytest.approx(0.5)
     assert result.step >= 1
-    again = run_train_fomm(smoke, out=tmp_path / "run", minutes=0.05, device="cpu")
+    again = run_train_fomm(smoke, out=tmp_path / "run", minutes=0.04, device="cpu")
     assert again.progress == pytest.approx(1.0)
     assert again.step > result.step
 
