@@ -13,7 +13,8 @@ import torch
 from dfm_engine.clip import Box
 from dfm_engine.faces.mtcnn import Face
 from dfm_engine.fomm import metrics
-from dfm_engine.fomm.evaluate import Shot, animate_shot, gain_boxes, run_evaluate_fomm
+from dfm_engine.fomm.evaluate import animate_shot, run_evaluate_fomm
+from dfm_engine.fomm.evaluation_shots import Shot, gain_boxes
 from dfm_engine.fomm.model import initialise
 from dfm_engine.fomm.model_card import (
     card_of_run,
