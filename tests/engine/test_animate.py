@@ -46,7 +46,7 @@ def test_frames_equal_the_model_row_by_row(runner: TorchRunner) -> None:
     assert np.abs(results[2][1][0].astype(int) - results[2][1][1]).max() > 3
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_a_rows_pixels_do_not_depend_on_its_neighbours(runner: TorchRunner, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
