@@ -33,47 +33,50 @@ THRESHOLDS: dict[Action, dict[str, float]] = {
         "min_frames": 2,
         "max_frames": 25,
         "max_yaw_range_deg": 12,
-        "max_pitch_range_deg": 12,
+        "max_pitch_range_deg": 10,
         "max_roll_range_deg": 10,
     },
     Action.OPEN_MOUTH: {
-        "rise": 0.08,  # of the dark share of the mouth patch
-        "ratio": 1.6,  # against the closed mouth
+        "rise": 0.06,  # of the cavity's and teeth's share of the mouth patch
+        "max_corner_lift": 0.025,  # teeth between lifted corners are a smile
         "min_frames": 5,
     },
     Action.YAW: {
-        "peak_deg": 15,
-        "range_deg": 25,  # one of the two
+        "peak_deg": 13,
+        "range_deg": 22,  # one of the two
         "dominance": 1.0,  # yaw range over the larger of pitch and roll range
         "min_frames": 3,
     },
     Action.NOD: {
-        "down_deg": 10,
+        "down_deg": 6,
         "return_share": 0.5,  # of the way down is taken back
-        "dominance": 1.0,
+        "max_frames": 22,  # below half of the way; who stays down longer does not nod
+        "dominance": 0.8,
         "min_frames": 3,
     },
-    Action.RIGHT_SLOPE: {"peak_deg": 12, "dominance": 0.8, "min_frames": 3},
-    Action.LEFT_SLOPE: {"peak_deg": 12, "dominance": 0.8, "min_frames": 3},
-    Action.LOOK_UP: {"up_deg": 10, "dominance": 0.8, "min_frames": 8},
+    Action.RIGHT_SLOPE: {"peak_deg": 10, "dominance": 0.8, "min_frames": 3},
+    Action.LEFT_SLOPE: {"peak_deg": 10, "dominance": 0.8, "min_frames": 3},
+    Action.LOOK_UP: {"up_deg": 6, "dominance": 0.8, "min_frames": 8},
     Action.SMILE: {
-        "wider": 0.08,  # share of the neutral mouth width
-        "lift": 0.03,
-        "min_frames": 8,
-        "max_dark_rise": 0.15,  # an open mouth is no smile
+        "wider": 0.06,  # share of the neutral mouth width
+        "lift": 0.025,
+        "min_frames": 6,
+        "max_mouth_open": 0.2,
+        "max_pitch_down_deg": 10,
+        "max_yaw_range_deg": 30,
     },
     Action.SURPRISE: {
-        "mouth_rise": 0.08,
+        "mouth_rise": 0.05,
         "brow_lift": 0.05,
-        "eyes_wider": 0.12,  # share above the neutral openness
+        "eyes_wider": 0.1,  # share above the neutral openness
         "claims": 2,  # this many of the three, at the same time
         "min_frames": 5,
     },
     Action.EMBARRASSMENT: {
         "down_deg": 5,
-        "mouth_change": 0.06,  # share of the neutral width, either way
-        "min_frames": 5,
-        "max_dark_rise": 0.15,
+        "mouth_change": 0.02,  # share of the neutral width, or lift of the corners, either way
+        "min_frames": 12,
+        "max_mouth_open": 0.05,
     },
 }
 LOW_CONFIDENCE = frozenset({Action.EMBARRASSMENT})  # five points see no gaze and no blush
@@ -229,11 +232,11 @@ def _best_dip(both: Curve, wider: Curve, limits: Limits) -> tuple[float, int]:
 
 def _open_mouth(signals: Signals, limits: Limits) -> list[Claim]:
     frames = int(limits["min_frames"])
-    closed = float(np.median(signals.mouth_open[: signals.neutral_frames]))
-    opened = _held(signals.mouth_open, frames)
+    opened = signals.change("mouth_open")
+    lift = float(np.median(signals.change("corner_lift")[_held_at(opened, frames)]))
     return [
-        Claim("mouth_dark_rise", opened - closed, limits["rise"]),
-        Claim("mouth_dark_ratio", (opened + 0.02) / (closed + 0.02), limits["ratio"]),
+        Claim("mouth_open_rise", _held(opened, frames), limits["rise"]),
+        Claim("corner_lift", lift, limits["max_corner_lift"], at_most=True),
     ]
 
 
@@ -255,9 +258,11 @@ def _nod(signals: Signals, limits: Limits) -> list[Claim]:
     down = _held(pitch, int(limits["min_frames"]))
     lowest = int(pitch.argmax())
     back = down - float(pitch[lowest:].min())
+    stay = max((last - first for first, last in _runs(pitch > down / 2)), default=0)
     return [
         Claim("pitch_down_deg", down, limits["down_deg"]),
         Claim("returned_share", back / max(down, 1e-3), limits["return_share"]),
+        Claim("down_frames", stay, limits["max_frames"], at_most=True),
         Claim("pitch_dominance", _dominance(signals, "pitch"), limits["dominance"]),
     ]
 
@@ -291,12 +296,20 @@ def _smile(signals: Signals, limits: Limits) -> list[Claim]:
     both = np.minimum(width / limits["wider"], lift / limits["lift"])
     smiling = _held(both, frames)
     at = _held_at(both, frames)
-    dark = float(np.median(signals.change("mouth_open")[at]))
+    opened = float(np.median(signals.change("mouth_open")[at]))
+    down = _held(signals.change("pitch"), 3)
     return [
         Claim("smile", smiling, 1.0),
         Claim("mouth_wider", float(width[at].min()), limits["wider"]),
         Claim("corner_lift", float(lift[at].min()), limits["lift"]),
-        Claim("mouth_dark_rise", dark, limits["max_dark_rise"], at_most=True),
+        Claim("mouth_open_rise", opened, limits["max_mouth_open"], at_most=True),
+        Claim("pitch_down_deg", down, limits["max_pitch_down_deg"], at_most=True),
+        Claim(
+            "yaw_range_deg",
+            _range(signals.change("yaw")),
+            limits["max_yaw_range_deg"],
+            at_most=True,
+        ),
     ]
 
 
@@ -324,14 +337,14 @@ def _surprise(signals: Signals, limits: Limits) -> list[Claim]:
 
 def _embarrassment(signals: Signals, limits: Limits) -> list[Claim]:
     frames = int(limits["min_frames"])
-    down = _held(signals.change("pitch"), frames)
-    width = signals.change("mouth_width")
-    change = max(_held(width, frames), _held(-width, frames))
-    dark = _held(signals.change("mouth_open"), frames)
+    pitch = signals.change("pitch")
+    at = _held_at(pitch, frames)
+    width, lift = (float(np.median(signals.change(c)[at])) for c in ("mouth_width", "corner_lift"))
+    opened = float(np.median(signals.change("mouth_open")[at]))
     return [
-        Claim("pitch_down_deg", down, limits["down_deg"]),
-        Claim("mouth_change", change, limits["mouth_change"]),
-        Claim("mouth_dark_rise", dark, limits["max_dark_rise"], at_most=True),
+        Claim("pitch_down_deg", _held(pitch, frames), limits["down_deg"]),
+        Claim("mouth_change", max(abs(width), abs(lift)), limits["mouth_change"]),
+        Claim("mouth_open_rise", opened, limits["max_mouth_open"], at_most=True),
     ]
 
 

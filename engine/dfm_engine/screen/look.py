@@ -117,8 +117,8 @@ def _read_again(
         for i in range(0, len(at), BATCH_FRAMES)
     ]
     again = np.concatenate(parts).astype(np.float64)  # (N, S, 5, 2)
-    outside = np.isnan(again).any(axis=(1, 2, 3), keepdims=True)[:, 0]
-    return np.where(outside, points, again.mean(1))
+    inside = np.isfinite(again.sum((1, 2, 3)))
+    return np.where(inside[:, None, None], again.mean(1), points)
 
 
 def _weight(face: DetectedFace) -> float:

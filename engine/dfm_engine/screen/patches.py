@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 
 from dfm_engine.clip import Pixels
 
-__all__ = ["FaceAxes", "brow_lift", "eye_openness", "face_axes", "mouth_interior", "shrink_grey"]
+__all__ = [
+    "FaceAxes",
+    "Planes",
+    "brow_lift",
+    "eye_openness",
+    "face_axes",
+    "mouth_interior",
+    "planes",
+    "sharpness",
+]
 
 Array = NDArray[np.floating[Any]]
 
 PX_PER_E = 32  # samples per inter-ocular distance
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+MIX = np.array([[0.299, 0.0], [0.587, 0.5], [0.114, 0.5]], np.float32)  # RGB to grey and cool
 
 # Rectangles (x0, y0, x1, y1) in units of e. Eyes are at (-0.5, 0) and (0.5, 0).
 CHEEKS = (-0.75, 0.2, 0.75, 0.6)
@@ -29,9 +38,10 @@ CHEEKS = (-0.75, 0.2, 0.75, 0.6)
 EYE = (-0.22, -0.12, 0.22, 0.14)
 BROW = (-0.3, -0.6, 0.3, -0.15)
 MOUTH = (-0.2, -0.2, 0.2, 0.5)  # from the middle of the mouth corners
+FACE = (-0.8, -0.3, 0.8, 1.4)
 BROW_UP, BROW_DOWN = 0.25, 0.125  # how far a brow is followed
 DARK = 0.7, 0.4  # of the cheeks' luminance: begins to count, counts fully
-TEETH = 1.1, 1.4  # likewise; in a dark face teeth and tongue are the brighter part
+TEETH = 1.15, 1.5  # likewise, of their green and blue
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +75,49 @@ def face_axes(landmarks: NDArray[np.floating]) -> FaceAxes:
     return FaceAxes(eyes=eyes, mouth=mouth, right=right, down=down, unit=unit)
 
 
-def shrink_grey(frames: Pixels, landmarks: NDArray[np.floating]) -> tuple[Array, Array]:
-    """Luminance (T, h, w), and landmarks in its pixels; large faces are averaged down first.
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """Single-channel pictures of a clip, (T, h, w) float32 each, and the face in their pixels.
+
+    Attributes:
+        grey: luminance.
+        cool: mean of green and blue, in which teeth stand out from skin of any tone.
+        axes: the frame of the face.
+    """
+
+    grey: Array
+    cool: Array
+    axes: FaceAxes
+
+
+def planes(frames: Pixels, landmarks: NDArray[np.floating[Any]]) -> Planes:
+    """The pictures that patches are cut from; large faces are averaged down first.
 
     Block averages bring e to between 32 and 64 pixels, so that point sampling does not alias.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        landmarks: (T, 5, 2) in their pixels.
     """
     spans = np.linalg.norm(landmarks[:, 1] - landmarks[:, 0], axis=-1)
     factor = max(1, int(np.median(spans) // PX_PER_E))
     height, width = (side // factor * factor for side in frames.shape[1:3])
-    grey = np.empty((len(frames), height // factor, width // factor), np.float32)
+    blocks = (height // factor, factor, width // factor, factor)
+    both = np.empty((len(frames), 2, blocks[0], blocks[2]), np.float32)
     for index, frame in enumerate(frames):  # one at a time: float copies of a clip are large
-        luminance = frame[:height, :width].astype(np.float32) @ LUMINANCE
-        blocks = luminance.reshape(height // factor, factor, width // factor, factor)
-        grey[index] = blocks.mean((1, 3))
-    return grey, (landmarks / factor).astype(np.float32)
+        mixed = frame[:height, :width].astype(np.float32) @ MIX  # (H, W, 2)
+        both[index] = mixed.reshape(*blocks, 2).mean((1, 3)).transpose(2, 0, 1)
+    return Planes(grey=both[:, 0], cool=both[:, 1], axes=face_axes(landmarks / factor))
 
 
-def eye_openness(grey: Array, axes: FaceAxes) -> tuple[Array, Array]:
+def eye_openness(pictures: Planes) -> tuple[Array, Array]:
     """How much the iris shows, for the eye at image left and at image right: (T,) each.
 
     The mean horizontal gradient of a small patch on the eye. An open eye has the upright edges of
     iris and white; a shut one has the lash line, which lies across. No absolute scale: divide by
     the open eye of the same clip.
     """
+    grey, axes = pictures.grey, pictures.axes
     cheeks = _cheeks(grey, axes)
     sides: list[Array] = []
     for x in (-0.5, 0.5):
@@ -96,29 +126,41 @@ def eye_openness(grey: Array, axes: FaceAxes) -> tuple[Array, Array]:
     return sides[0], sides[1]
 
 
-def mouth_interior(grey: Array, axes: FaceAxes) -> Array:
-    """Share of the mouth patch that is darker or brighter than skin, (T,) in 0..1.
+def mouth_interior(pictures: Planes) -> tuple[Array, Array]:
+    """Shares of the mouth patch that are cavity and that are teeth, (T,) in 0..1 each.
 
-    The cavity is darker than the cheeks, teeth are brighter; shut lips are neither.
+    The cavity is darker than the cheeks, teeth are whiter; shut lips are neither, a beard is dark
+    all along.
     """
-    patch = _sample(grey, axes, axes.mouth, MOUTH) / _cheeks(grey, axes)
-    inside = _ramp(patch, DARK) + _ramp(patch, TEETH)
-    return inside.mean((1, 2))
+    axes = pictures.axes
+    dark = _sample(pictures.grey, axes, axes.mouth, MOUTH) / _cheeks(pictures.grey, axes)
+    white = _sample(pictures.cool, axes, axes.mouth, MOUTH) / _cheeks(pictures.cool, axes)
+    return _ramp(dark, DARK).mean((1, 2)), _ramp(white, TEETH).mean((1, 2))
 
 
-def brow_lift(grey: Array, axes: FaceAxes, *, neutral: slice) -> Array:
+def brow_lift(pictures: Planes, *, neutral: slice) -> Array:
     """How far the brows stand above where they were in the neutral frames, (T,) in e, up positive.
 
-    The row profile above each eye is matched with the neutral frames' median profile by
-    normalised correlation over shifts, with a parabola for the fraction; the mean of both eyes.
+    The vertical gradient above each eye is matched with the neutral frames' median by normalised
+    correlation over vertical shifts, with a parabola for the fraction; the mean of both eyes.
     """
     x0, y0, x1, y1 = BROW
     lifts: list[Array] = []
     for x in (-0.5, 0.5):
         reach = x0 + x, y0 - BROW_UP, x1 + x, y1 + BROW_DOWN
-        profiles = _sample(grey, axes, axes.eyes, reach).mean(2)  # (T, rows)
-        lifts.append(_profile_shift(profiles, np.median(profiles[neutral], axis=0)))
+        patch = _sample(pictures.grey, pictures.axes, pictures.axes.eyes, reach)
+        edges = np.diff(patch, axis=1)
+        lifts.append(_vertical_shift(edges, np.median(edges[neutral], axis=0)))
     return (lifts[0] + lifts[1]) / 2
+
+
+def sharpness(pictures: Planes) -> float:
+    """Median over frames of the mean absolute Laplacian between eyes and mouth, in grey levels."""
+    grey, axes = pictures.grey, pictures.axes
+    face = _sample(grey, axes, axes.eyes, FACE)
+    inner = face[:, 1:-1, 1:-1]
+    around = face[:, :-2, 1:-1] + face[:, 2:, 1:-1] + face[:, 1:-1, :-2] + face[:, 1:-1, 2:]
+    return float(np.median(np.abs(4 * inner - around).mean((1, 2))))
 
 
 def _cheeks(grey: Array, axes: FaceAxes) -> Array:
@@ -163,26 +205,26 @@ def _sample(
     return upper * (1 - fy) + lower * fy
 
 
-def _profile_shift(profiles: Array, neutral: Array) -> Array:
-    """Upward shift, in e, at which the middle of `neutral` (rows,) fits each profile (T, rows)."""
+def _vertical_shift(patches: Array, neutral: Array) -> Array:
+    """Upward shift, in e, at which the middle rows of `neutral` (h, w) fit each patch (T, h, w)."""
     up, down = round(BROW_UP * PX_PER_E), round(BROW_DOWN * PX_PER_E)
     template = neutral[up : len(neutral) - down]
     shifts = np.arange(-down, up + 1)
-    starts = up - shifts
-    scores = np.stack(
-        [_correlate(profiles[:, start : start + len(template)], template) for start in starts], 1
-    )
+    windows = [patches[:, up - shift : up - shift + len(template)] for shift in shifts]
+    scores = np.stack([_correlate(window, template) for window in windows], 1)  # (T, shifts)
     best = scores.argmax(1)
     inner = np.clip(best, 1, len(shifts) - 2)
-    index = np.arange(len(profiles))
+    index = np.arange(len(patches))
     low, mid, high = (scores[index, inner + step] for step in (-1, 0, 1))
-    bend = low - 2 * mid + high
-    fraction = np.where((best == inner) & (bend < -1e-6), 0.5 * (low - high) / bend, 0.0)
-    return ((shifts[best] + fraction) / PX_PER_E).astype(np.float32)
+    bend = np.minimum(low - 2 * mid + high, -1e-6)
+    fraction = np.where(best == inner, 0.5 * (low - high) / bend, 0.0)
+    return (shifts[best] + fraction) / PX_PER_E
 
 
-def _correlate(profiles: Array, template: Array) -> Array:
-    profiles = profiles - profiles.mean(1, keepdims=True)
-    template = template - template.mean()
-    norm = np.linalg.norm(profiles, axis=1) * np.linalg.norm(template)
-    return (profiles @ template) / np.maximum(norm, 1e-6)
+def _correlate(patches: Array, template: Array) -> Array:
+    """Normalised correlation (T,) of patches (T, h, w) with one (h, w)."""
+    rows = patches.reshape(len(patches), -1)
+    rows = rows - rows.mean(1, keepdims=True)
+    wanted = (template - template.mean()).ravel()
+    norm = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted)
+    return (rows @ wanted) / np.maximum(norm, 1e-6)

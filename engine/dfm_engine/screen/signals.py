@@ -42,13 +42,14 @@ class Signals:
         roll_deg: the image-right eye lower is positive: a tilt to the subject's left.
         eye_left: openness of the eye at image left, relative within the clip only.
         eye_right: of the eye at image right.
-        mouth_open: share of the mouth patch that is cavity or teeth.
+        mouth_dark: share of the mouth patch that is as dark as an open mouth.
+        mouth_teeth: share of it that is as white as teeth.
         mouth_width: between the corners, in e.
         corner_lift: minus the distance from nose to mouth line, in e, pitch taken out.
         brow_lift: brows above their neutral place, in e.
         found_share: share of looked-at frames that held a face.
         still_share: share of frames equal to the one before.
-        sharpness: median over frames of the face's mean absolute Laplacian, in grey levels.
+        sharpness: median over frames of the face's mean absolute Laplacian at a fixed face size.
     """
 
     yaw_deg: Curve
@@ -57,7 +58,8 @@ class Signals:
     roll_deg: Curve
     eye_left: Curve
     eye_right: Curve
-    mouth_open: Curve
+    mouth_dark: Curve
+    mouth_teeth: Curve
     mouth_width: Curve
     corner_lift: Curve
     brow_lift: Curve
@@ -77,7 +79,8 @@ class Signals:
 
         `pitch` is the smaller of its two estimates where they agree in sign, else zero: an
         opening mouth moves one, a closing eye the other, a head both. `eyes` is the mean of both
-        eyes, each in shares of its open state, less one: 0 open, towards -1 shut.
+        eyes, each in shares of its open state, less one: 0 open, towards -1 shut. `mouth_open`
+        adds what became dark and what became teeth, so that a beard that teeth cover counts.
         """
         match channel:
             case "yaw":
@@ -92,6 +95,12 @@ class Signals:
             case "eyes":
                 left, right = self.eye_shares()
                 return (left + right) / 2 - 1
+            case "mouth_open":
+                dark, teeth = (
+                    self._from_neutral(self.mouth_dark),
+                    self._from_neutral(self.mouth_teeth),
+                )
+                return np.maximum(dark, 0) + np.maximum(teeth, 0)
             case "mouth_width":
                 neutral = np.median(self.mouth_width[: self.neutral_frames])
                 return self.mouth_width / max(float(neutral), 1e-3) - 1
@@ -136,9 +145,9 @@ def extract_signals(frames: Pixels, track: FaceTrack) -> Signals:
     pose = head_pose(points)
     yaw = np.radians(pose.yaw_deg)
     pitch_nose = _pitch_by_nose(points, axes, yaw)
-    grey, small = patches.shrink_grey(frames, points)
-    small_axes = patches.face_axes(small)
-    eye_left, eye_right = patches.eye_openness(grey, small_axes)
+    pictures = patches.planes(frames, points)
+    eye_left, eye_right = patches.eye_openness(pictures)
+    mouth_dark, mouth_teeth = patches.mouth_interior(pictures)
     width = np.linalg.norm(points[:, 4] - points[:, 3], axis=1) / axes.unit
     # The nose stands out, so nodding brings it towards the mouth: take that out of the lift.
     drop = _dot(axes.mouth - points[:, 2], axes.down) / axes.unit * np.cos(yaw)
@@ -150,13 +159,14 @@ def extract_signals(frames: Pixels, track: FaceTrack) -> Signals:
         roll_deg=pose.roll_deg.astype(np.float32),
         eye_left=eye_left,
         eye_right=eye_right,
-        mouth_open=patches.mouth_interior(grey, small_axes),
+        mouth_dark=mouth_dark,
+        mouth_teeth=mouth_teeth,
         mouth_width=width.astype(np.float32),
         corner_lift=(-drop).astype(np.float32),
-        brow_lift=patches.brow_lift(grey, small_axes, neutral=slice(0, NEUTRAL_FRAMES)),
+        brow_lift=patches.brow_lift(pictures, neutral=slice(0, NEUTRAL_FRAMES)),
         found_share=track.found_share,
         still_share=_still_share(frames),
-        sharpness=_sharpness(grey, small),
+        sharpness=patches.sharpness(pictures),
     )
 
 
@@ -177,21 +187,6 @@ def _still_share(frames: Pixels) -> float:
     if len(frames) < 2:
         return 0.0
     return float(np.mean([np.array_equal(one, two) for one, two in pairwise(frames)]))
-
-
-def _sharpness(grey: NDArray[np.float32], points: NDArray[np.float32]) -> float:
-    """Median over frames of the mean absolute Laplacian inside the landmarks' bounding box."""
-    values: list[float] = []
-    for frame, five in zip(grey, points, strict=True):
-        x0, y0 = np.maximum(np.floor(five.min(0)).astype(int), 0)
-        x1, y1 = np.ceil(five.max(0)).astype(int) + 1
-        face = frame[y0:y1, x0:x1]
-        if min(face.shape) < 3:
-            continue
-        inner = face[1:-1, 1:-1]
-        around = face[:-2, 1:-1] + face[2:, 1:-1] + face[1:-1, :-2] + face[1:-1, 2:]
-        values.append(float(np.abs(4 * inner - around).mean()))
-    return float(np.median(values)) if values else 0.0
 
 
 def _dot(one: NDArray[np.floating], two: NDArray[np.floating]) -> NDArray[np.float64]:
