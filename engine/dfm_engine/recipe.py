@@ -134,7 +134,6 @@ class Screen:
     overlaps: tuple[str, ...] = _doc(
         (
             "surprise > open_mouth",
-            "embarrassment > nod",
             "embarrassment > smile",
         ),
         "clip > gate: a clip of the first action may rightly pass the gate of the second",

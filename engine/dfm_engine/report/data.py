@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dfm_engine.actions import Action
 from dfm_engine.clip import QUALITIES, Pixels
 from dfm_engine.columns import Row
-from dfm_engine.errors import ShapeError
 from dfm_engine.quarantine import QuarantineRow
+from dfm_engine.screen.confusion import Confusion
 
 PAPER_PASS_RATE = {Action.SMILE: 0.61, Action.YAW: 0.23}
 """The two values that the paper prints of its figure 2."""
@@ -67,29 +67,6 @@ class StageTiming:
     def busy_share(self, wall_s: float) -> float:
         """Share of the run in which its workers were busy."""
         return self.busy_s / (self.workers * wall_s) if wall_s > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confusion:
-    """What the action gates say of clips whose action is known.
-
-    Attributes:
-        actions: rows (performed) and columns (gate), in this order.
-        passed: int (A, A), how many clips of the row's action pass the column's gate.
-        tried: int (A,), how many clips of each row were looked at.
-    """
-
-    actions: tuple[Action, ...]
-    passed: NDArray[np.integer]
-    tried: NDArray[np.integer]
-
-    def __post_init__(self) -> None:
-        count = len(self.actions)
-        if self.passed.shape != (count, count) or self.tried.shape != (count,):
-            raise ShapeError(
-                f"{count} actions need passed ({count}, {count}) and tried ({count},), "
-                f"got {self.passed.shape} and {self.tried.shape}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

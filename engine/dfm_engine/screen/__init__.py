@@ -7,6 +7,7 @@ action, `agreement` compares a driving clip with an animation, `screen_animation
 from __future__ import annotations
 
 from dfm_engine.screen.agreement import CHANNELS, Agreement, agreement
+from dfm_engine.screen.confusion import Confusion, confusion_matrix, parse_overlaps
 from dfm_engine.screen.external import ExternalVerdict, ExternalVerdicts, import_verdicts
 from dfm_engine.screen.gates import THRESHOLDS, ActionVerdict, check_action, thresholds_for
 from dfm_engine.screen.look import Detector, look
@@ -18,6 +19,7 @@ __all__ = [
     "THRESHOLDS",
     "ActionVerdict",
     "Agreement",
+    "Confusion",
     "Detector",
     "ExternalVerdict",
     "ExternalVerdicts",
@@ -25,11 +27,13 @@ __all__ = [
     "Verdict",
     "agreement",
     "check_action",
+    "confusion_matrix",
     "extract_signals",
     "import_verdicts",
     "judge",
     "look",
     "measure",
+    "parse_overlaps",
     "screen_animation",
     "thresholds_for",
 ]
