@@ -41,16 +41,23 @@ def picture() -> np.ndarray:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory, picture: np.ndarray) -> Path:
     """The picture sliding by; the frame's number is written into its top left corner."""
-    path = tmp_path_factory.mktemp("framing") / "slides.mp4"
+    frames = []
+    for index in range(FRAMES):
+        x, y = (round(v) for v in place(index))
+        top, left = 32 - y // 4, 160 - x
+        frames.append(picture[top : top + HEIGHT, left : left + WIDTH])
+    return write(tmp_path_factory.mktemp("framing") / "slides.mp4", frames)
+
+
+def write(path: Path, frames: list[np.ndarray]) -> Path:
+    """Encode frames, each with its number in the top left corner."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "10"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for index in range(FRAMES):
-            x, y = (round(v) for v in place(index))
-            frame = picture[: HEIGHT + 64, : WIDTH + 160]
-            frame = frame[32 - y // 4 : 32 - y // 4 + HEIGHT, 160 - x : 160 - x + WIDTH].copy()
-            frame[:16, :16] = 10 * index
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for index, frame in enumerate(frames):
+            numbered = frame.copy()
+            numbered[:16, :16] = 10 * index
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 
@@ -201,6 +208,22 @@ def test_clips_without_a_usable_face_are_refused(clip: Path, plan, kind: str) ->
     with pytest.raises(FaceError) as caught:
         check_faces(clip, is_still=False, detector=KnownFaces(plan), recipe=BuildRecipe())
     assert caught.value.kind == kind
+
+
+def test_a_frozen_clip_is_refused(tmp_path: Path, picture: np.ndarray) -> None:
+    path = write(tmp_path / "frozen.mp4", [picture[:HEIGHT, :WIDTH]] * 12)
+    with pytest.raises(FaceError) as caught:
+        frame(path, KnownFaces(lambda i: [make_face(60, 70, SIDE)]))
+    assert caught.value.kind == "no-motion"
+
+
+def test_a_clip_that_cuts_to_other_colours_is_refused(tmp_path: Path, picture: np.ndarray) -> None:
+    before = picture[:HEIGHT, :WIDTH]
+    after = (picture[-HEIGHT:, -WIDTH:] * np.array([0.9, 0.6, 0.4])).astype(np.uint8)
+    path = write(tmp_path / "cut.mp4", [before] * 10 + [after] * 10)
+    with pytest.raises(FaceError, match="between frames 5 and 10") as caught:
+        frame(path, KnownFaces(lambda i: [make_face(60, 70, SIDE)]))
+    assert caught.value.kind == "identity-change"
 
 
 def test_a_check_reports_what_it_saw(clip: Path) -> None:
