@@ -10,21 +10,21 @@ and what it leaves is the same, byte for byte, however often it was stopped.
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dfm_engine.actions import Action
 from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, SourceClip
+from dfm_engine.encoding import Encoders
 from dfm_engine.errors import ShortfallError
 from dfm_engine.finish import BuildSummary, finish, quarantined_inputs
 from dfm_engine.interrupts import StopRequest
-from dfm_engine.jobs import Marker, RunFolder
+from dfm_engine.jobs import RunFolder
 from dfm_engine.making import Workshop
-from dfm_engine.media.pool import EncodePool
 from dfm_engine.naming import Naming
 from dfm_engine.options import BuildOptions, folder_of, list_inputs
 from dfm_engine.plan import Candidate, Outcome, Planner, Quotas, order_candidates
@@ -35,9 +35,9 @@ from dfm_engine.recipe import BuildRecipe, recipe_hash, to_toml
 from dfm_engine.screen import Detector
 from dfm_engine.shelf import Shelf, driving_key
 
-_log = logging.getLogger(__name__)
-
 Said = Callable[[str], None]
+
+_SHOWN = ("decode", "animate", "screen", "encode")  # stages whose rates the progress line gives
 
 __all__ = ["BuildOptions", "BuildSummary", "build_dataset", "list_inputs", "plan"]
 
@@ -123,23 +123,24 @@ def build_dataset(
             real_root=folder_of(options.real),
             driving_root=folder_of(options.driving),
         )
-        with EncodePool(workers, queue_clips=2) as pool:
+        with Encoders(folder, workers=workers, fps=recipe.clips.fps) as encoders:
             workshop = Workshop(
                 folder=folder,
                 shelf=shelf,
                 naming=naming,
                 runner=runner,
                 detector=detector,
-                pool=pool,
+                encoders=encoders,
                 recipe=recipe,
                 batch_size=batch_size,
                 meters=meters,
                 external=options.verdicts,
             )
             before = len(workshop.committed)
-            with Ticker(lambda: _making_line(planner, meters, pool), enabled=progress):
-                _make(planner, workshop, naming, folder, stop)
-            _take_pool_times(meters, pool)
+            pace = _Pace(meters.wall_s)
+            with Ticker(lambda: _making_line(planner, meters, encoders, pace), enabled=progress):
+                _make(planner, workshop, pace, stop)
+            encoders.take_times(meters)
         made = len(workshop.committed) - before
         summary = finish(
             options,
@@ -186,31 +187,31 @@ def plan(
     return Planner(candidates, quotas)
 
 
-def _make(
-    planner: Planner, workshop: Workshop, naming: Naming, folder: RunFolder, stop: StopRequest
-) -> None:
+@dataclass(slots=True)
+class _Pace:
+    """When making began, and how many fakes this run has kept since."""
+
+    started_s: float
+    kept: int = 0
+
+
+def _make(planner: Planner, workshop: Workshop, pace: _Pace, stop: StopRequest) -> None:
     """Wave after wave until the quotas are met or the lists exhausted."""
-    given_up = folder.quarantine.rows()
+
+    def record(candidate: Candidate, outcome: Outcome) -> None:
+        planner.record(candidate, outcome)
+        pace.kept += outcome is Outcome.PASSED
+
     while wave := planner.next_wave():
         to_do: list[Candidate] = []
         for candidate in wave:
-            known = _known_outcome(naming.fake_id(candidate), workshop.committed, given_up)
+            known = workshop.known_outcome(candidate)
             if known is None:
                 to_do.append(candidate)
-            elif known is Outcome.PASSED and not workshop.ensure_twin(candidate):
-                planner.record(candidate, Outcome.FAILED)
             else:
                 planner.record(candidate, known)
-        workshop.make_wave(to_do, record=planner.record, stop=stop)
+        workshop.make_wave(to_do, record=record, stop=stop)
         stop.raise_if_set()
-
-
-def _known_outcome(
-    name: str, committed: Mapping[str, Marker], given_up: Mapping[str, QuarantineRow]
-) -> Outcome | None:
-    if name in committed:
-        return Outcome.PASSED if committed[name].outcome == "passed" else Outcome.REFUSED
-    return Outcome.FAILED if name in given_up else None
 
 
 def _refuse_if_none(
@@ -233,34 +234,28 @@ def _refuse_if_none(
     )
 
 
-def _take_pool_times(meters: Meters, pool: EncodePool) -> None:
-    meter = meters.stage("encode", workers=len(pool.stats))
-    meter.busy_s = sum(stats.busy_s for stats in pool.stats)
-    meter.clips = sum(stats.clips for stats in pool.stats)
-    meter.frames = sum(stats.frames for stats in pool.stats)
-
-
 def _preparing_line(looked: Mapping[Any, Prepared], clips: Sequence[Any], meters: Meters) -> str:
-    refused = sum(not outcome.is_usable for outcome in looked.values())
+    refused = sum(not outcome.is_usable for outcome in list(looked.values()))
     return (
         f"prepare  {len(looked)}/{len(clips)} clips  unusable {refused}  {duration(meters.wall_s)}"
     )
 
 
-def _making_line(planner: Planner, meters: Meters, pool: EncodePool) -> str:
-    outcomes = Counter(planner.outcomes.values())
-    _take_pool_times(meters, pool)
-    wanted = planner.wanted()
-    done = outcomes[Outcome.PASSED]
-    animate = meters.stage("animate")
-    rate = animate.frames / animate.busy_s if animate.busy_s else 0.0
+def _making_line(planner: Planner, meters: Meters, encoders: Encoders, pace: _Pace) -> str:
+    # Called from the ticker's thread: `list` takes a copy in one step.
+    outcomes = Counter(list(planner.outcomes.values()))
+    encoders.take_times(meters)
+    wanted, done = planner.wanted(), outcomes[Outcome.PASSED]
     text = (
         f"make  {done}/{wanted} fakes  refused {outcomes[Outcome.REFUSED]}  "
-        f"failed {outcomes[Outcome.FAILED]}  animate {rate:.1f} frames/s  "
-        f"queue {pool.queued}  bottleneck {meters.bottleneck() or '-'}"
+        f"failed {outcomes[Outcome.FAILED]}"
     )
-    fresh = meters.stage("commit").clips
-    if fresh and wanted > done:
-        left = (wanted - done) * meters.wall_s / max(1, done)
-        text += f"  about {duration(left)} left"
+    rates = [f"{name} {rate:.1f}" for name in _SHOWN if (rate := meters.rate(name))]
+    if rates:
+        text += f"  {', '.join(rates)} frames/s  queue {encoders.queued}"
+    if bottleneck := meters.bottleneck():
+        text += f"  bottleneck {bottleneck}"
+    if pace.kept and wanted > done:
+        left_s = (wanted - done) * (meters.wall_s - pace.started_s) / pace.kept
+        text += f"  about {duration(left_s)} left"
     return text

@@ -140,8 +140,10 @@ def finish(
         summary=summary.to_json(),
         wall_s=round(meters.wall_s, 3),
     )
-    if made or not (options.out / REPORT).is_file():
+    facts = RunFolder.recorded(options.out) or {}
+    if facts.get("reported") != facts["tables"] or not (options.out / REPORT).is_file():
         _write_report(options, summary, planner, rows, quarantine, meters)
+        folder.write_run(reported=facts["tables"])
     return summary
 
 
@@ -206,7 +208,8 @@ def _problem(
     markers: Sequence[Marker],
 ) -> str | None:
     """Why the run counts as short (exit 3), or None."""
-    listed = len(inputs.sources.clips) + len(inputs.driving.clips)
+    listings = (inputs.sources, inputs.driving)
+    listed = sum(len(listing.clips) + len(listing.refused) for listing in listings)
     share = len(refused_inputs) / max(1, listed)
     has_stills_only = all(c.is_still for c in inputs.sources.clips)
     if fakes == 0:

@@ -13,8 +13,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):
-    """The run was stopped by a signal; `exit_code` is 130 for INT and 143 for TERM."""
+class Interrupted(BaseException):
+    """The run was stopped by a signal; `exit_code` is 130 for INT and 143 for TERM.
+
+    It may be raised at any line, so like KeyboardInterrupt it is no `Exception`: a library that
+    catches those must not swallow it.
+    """
 
     def __init__(self, signum: int) -> None:
         self.signum = signum

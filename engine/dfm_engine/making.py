@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from dfm_engine.animate import AnimationJob, animate_jobs
 from dfm_engine.backends import Runner
 from dfm_engine.clip import QUALITIES, Pixels, Quality, SourceClip
 from dfm_engine.columns import text_of_path
-from dfm_engine.errors import MediaError, WorkerDied
+from dfm_engine.encoding import Encoders, Order
+from dfm_engine.errors import MediaError
+from dfm_engine.fomm.values import Keypoints
 from dfm_engine.interrupts import StopRequest
-from dfm_engine.jobs import FileFacts, Label, Marker, RunFolder
+from dfm_engine.jobs import FileFacts, Marker, RunFolder
 from dfm_engine.media.encode import EncodedFile
-from dfm_engine.media.pool import EncodePool
 from dfm_engine.naming import Naming
 from dfm_engine.plan import Candidate, Outcome
+from dfm_engine.prepare import PASSING_KINDS
 from dfm_engine.progress import Meters
 from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.recipe import BuildRecipe
@@ -32,12 +32,13 @@ from dfm_engine.shelf import OpenDriving, OpenSource, Shelf
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """A candidate with its clips opened."""
+    """A candidate with its clips opened and the motion carried over; `kp_driving` has T rows."""
 
     candidate: Candidate
     clip_id: str
     source: OpenSource
     driving: OpenDriving
+    kp_driving: Keypoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,6 @@ class Screened:
     verdict: Verdict
 
 
-@dataclass(slots=True)
-class Writing:
-    """An animation that the encode pool has taken."""
-
-    screened: Screened
-    qualities: tuple[Quality, ...]
-    future: Future[dict[Quality, EncodedFile]] | None = field(default=None)
-
-
 class Workshop:
     """Makes the clips of a run; owns nothing, joins everything.
 
@@ -65,11 +57,14 @@ class Workshop:
         folder: of the run, open.
         shelf: the clips.
         naming: ids, comments, columns.
-        runner, detector, pool: the machines.
+        runner, detector, encoders: the machines.
         recipe: of the run.
         batch_size: generator rows per batch.
         meters: where the time goes.
         external: verdicts imported from elsewhere.
+
+    Attributes:
+        committed: markers of the clips that are done.
     """
 
     def __init__(
@@ -80,7 +75,7 @@ class Workshop:
         naming: Naming,
         runner: Runner,
         detector: Detector,
-        pool: EncodePool,
+        encoders: Encoders,
         recipe: BuildRecipe,
         batch_size: int,
         meters: Meters,
@@ -92,12 +87,25 @@ class Workshop:
         self._naming = naming
         self._runner = runner
         self._detector = detector
-        self._pool = pool
+        self._encoders = encoders
         self._recipe = recipe
         self._batch_size = batch_size
         self._meters = meters
         self._external = external
-        self._twins: dict[str, Future[dict[Quality, EncodedFile]]] = {}
+        self._twins: dict[str, Order] = {}
+        rows = folder.quarantine.rows()
+        self._given_up = {name for name, row in rows.items() if row.kind not in PASSING_KINDS}
+
+    def known_outcome(self, candidate: Candidate) -> Outcome | None:
+        """What an earlier run made of a candidate; None if it is to be made."""
+        name = self._naming.fake_id(candidate)
+        if name in self._given_up:
+            return Outcome.FAILED
+        if name not in self.committed:
+            return None
+        if self.committed[name].outcome == "refused":
+            return Outcome.REFUSED
+        return Outcome.PASSED if self._ensure_twin(candidate) else Outcome.FAILED
 
     def make_wave(
         self,
@@ -119,23 +127,28 @@ class Workshop:
             EnvironmentUnfit: the disk is full or the like; what is committed stays so.
         """
         ordered = sorted(wave, key=lambda c: (c.source, c.driving, c.action))
+        if ordered:
+            self._encoders.start()  # they start beside the first clips being opened
         screened = self._screen(self._animate(self._open(ordered, record, stop)))
         for done, outcome in self._write(screened):
             record(done, outcome)
+        for twin in self._twins.values():  # begun for fakes that were given up
+            self._encoders.remove(twin)
+        self._twins.clear()
 
-    def ensure_twin(self, candidate: Candidate) -> bool:
+    def _ensure_twin(self, candidate: Candidate) -> bool:
         """Make the real twin of a committed fake where it is not; False if that fails."""
         clip, _ = self._shelf.sources[candidate.source]
         frames = self._shelf.driving[candidate.driving][1].frames
-        twin = self._naming.real_id(candidate.source, frames)
-        if clip.is_still or twin in self.committed:
+        name = self._naming.real_id(candidate.source, frames)
+        if clip.is_still or name in self.committed:
             return True
         try:
             pixels = self._shelf.source_frames(candidate.source)
         except MediaError as error:
-            self._give_up(twin, error)
+            self._give_up(name, error)
             return False
-        return self._write_twin(candidate.source, pixels[:frames])
+        return self._write_twin(clip, pixels[:frames])
 
     def _open(
         self,
@@ -150,11 +163,12 @@ class Workshop:
             try:
                 driving = self._shelf.open_driving(candidate.driving)
                 source = self._shelf.open_source(candidate.source)
+                kp_driving = self._shelf.transfer(source, driving)
             except MediaError as error:
                 self._give_up(name, error)
                 record(candidate, Outcome.FAILED)
                 continue
-            yield OpenJob(candidate, name, source, driving)
+            yield OpenJob(candidate, name, source, driving, kp_driving)
 
     def _animate(self, jobs: Iterable[OpenJob]) -> Iterator[tuple[OpenJob, Pixels]]:
         animations = animate_jobs(
@@ -163,7 +177,7 @@ class Workshop:
                     key=job,
                     source=job.source.features,
                     kp_source=job.source.keypoints,
-                    kp_driving=self._shelf.transfer(job.source, job.driving),
+                    kp_driving=job.kp_driving,
                 )
                 for job in jobs
             ),
@@ -197,40 +211,29 @@ class Workshop:
 
     def _write(self, screened: Iterable[Screened]) -> Iterator[tuple[Candidate, Outcome]]:
         """Hand clips to the pool and commit them in the order in which they came."""
-        writing: deque[Writing] = deque()
+        writing: deque[tuple[Screened, Order]] = deque()
         for item in screened:
-            qualities: tuple[Quality, ...] = QUALITIES
-            if not item.verdict.keep:
-                qualities = ("raw",) if self._recipe.plan.keep_rejects else ()
-            entry = Writing(item, qualities)
-            if qualities:
-                entry.future = self._submit_fake(entry)
+            order = self._fake_order(item)
+            self._encoders.begin(order)
             if item.verdict.keep:
                 self._begin_twin(item.job, len(item.frames))
-            writing.append(entry)
-            while writing and _is_done(writing[0]):
-                yield self._commit(writing.popleft())
+            writing.append((item, order))
+            while writing and writing[0][1].is_done:
+                yield self._commit(*writing.popleft())
         while writing:
-            yield self._commit(writing.popleft())
+            yield self._commit(*writing.popleft())
 
-    def _commit(self, entry: Writing) -> tuple[Candidate, Outcome]:
-        job, verdict = entry.screened.job, entry.screened.verdict
-        files: dict[Quality, EncodedFile] | None = {}
-        if entry.qualities:
-            files = self._encoded(
-                job.clip_id,
-                job.source.clip.path,
-                lambda: self._submit_fake(entry),
-                first=entry.future,
-            )
-            if files is None:
-                return job.candidate, Outcome.FAILED
-        frames = entry.screened.frames
+    def _commit(self, item: Screened, order: Order) -> tuple[Candidate, Outcome]:
+        job, verdict = item.job, item.verdict
+        files = self._encoders.finish(order)
+        if files is None:
+            self._given_up.add(job.clip_id)
+            return job.candidate, Outcome.FAILED
+        count = len(item.frames)
         has_twin = verdict.keep and not job.source.clip.is_still
         # The twin first: a fake that is committed has its real half beside it.
-        if has_twin and not self._write_twin(
-            job.candidate.source, job.source.frames[: len(frames)]
-        ):
+        if has_twin and not self._write_twin(job.source.clip, job.source.frames[:count]):
+            self._encoders.remove(order)
             return job.candidate, Outcome.FAILED
         self._commit_marker(
             Marker(
@@ -238,44 +241,58 @@ class Workshop:
                 label="fake",
                 outcome="passed" if verdict.keep else "refused",
                 files=_facts(files),
-                columns=self._naming.fake_columns(job.source, job.driving, len(frames), verdict),
+                columns=self._naming.fake_columns(job.source, job.driving, count, verdict),
                 measurements={"screen": verdict.to_json()},
             )
         )
         return job.candidate, Outcome.PASSED if verdict.keep else Outcome.REFUSED
 
-    def _submit_fake(self, entry: Writing) -> Future[dict[Quality, EncodedFile]]:
-        job = entry.screened.job
-        return self._submit(
-            "fake",
-            job.candidate.action.value,
-            job.clip_id,
-            entry.screened.frames,
-            self._naming.fake_comment(job.source, job.driving),
-            entry.qualities,
+    def _fake_order(self, item: Screened) -> Order:
+        job = item.job
+        qualities: tuple[Quality, ...] = QUALITIES
+        if not item.verdict.keep:
+            qualities = ("raw",) if self._recipe.plan.keep_rejects else ()
+        return Order(
+            clip_id=job.clip_id,
+            label="fake",
+            action=job.candidate.action.value,
+            frames=item.frames,
+            qualities=qualities,
+            comment=self._naming.fake_comment(job.source, job.driving),
+            blamed=job.source.clip.path,
         )
 
-    def _begin_twin(self, job: OpenJob, frames: int) -> None:
-        """Let the real twin be encoded beside its fake, once."""
-        name = self._naming.real_id(job.candidate.source, frames)
-        is_known = name in self.committed or name in self._twins
-        if not is_known and not job.source.clip.is_still:
-            self._twins[name] = self._submit_real(name, job.source.clip, job.source.frames[:frames])
+    def _twin_order(self, clip: SourceClip, frames: Pixels) -> Order:
+        return Order(
+            clip_id=self._naming.real_id(clip.sha256, len(frames)),
+            label="real",
+            action=None,
+            frames=frames,
+            qualities=QUALITIES,
+            comment=self._naming.real_comment(clip),
+            blamed=clip.path,
+        )
 
-    def _write_twin(self, source_sha256: str, frames: Pixels) -> bool:
-        """Encode and commit a real clip unless it is; False if it went into quarantine."""
-        clip, prepared = self._shelf.sources[source_sha256]
-        name = self._naming.real_id(source_sha256, len(frames))
+    def _begin_twin(self, job: OpenJob, count: int) -> None:
+        """Let the real twin be encoded beside its fake, once."""
+        name = self._naming.real_id(job.candidate.source, count)
+        is_known = name in self.committed or name in self._twins or name in self._given_up
+        if not is_known and not job.source.clip.is_still:
+            self._twins[name] = self._twin_order(job.source.clip, job.source.frames[:count])
+            self._encoders.begin(self._twins[name])
+
+    def _write_twin(self, clip: SourceClip, frames: Pixels) -> bool:
+        """Encode and commit a real clip unless it is; False if it is in quarantine."""
+        name = self._naming.real_id(clip.sha256, len(frames))
         if name in self.committed:
             return True
-        files = self._encoded(
-            name,
-            clip.path,
-            lambda: self._submit_real(name, clip, frames),
-            first=self._twins.pop(name, None),
-        )
-        if files is None:
+        if name in self._given_up:
             return False
+        files = self._encoders.finish(self._twins.pop(name, None) or self._twin_order(clip, frames))
+        if files is None:
+            self._given_up.add(name)
+            return False
+        _, prepared = self._shelf.sources[clip.sha256]
         self._commit_marker(
             Marker(
                 clip_id=name,
@@ -285,46 +302,6 @@ class Workshop:
             )
         )
         return True
-
-    def _encoded(
-        self,
-        name: str,
-        path: Path,
-        submit: Callable[[], Future[dict[Quality, EncodedFile]]],
-        *,
-        first: Future[dict[Quality, EncodedFile]] | None = None,
-    ) -> dict[Quality, EncodedFile] | None:
-        """The files of a clip, tried again while its worker dies; None once it is given up."""
-        future = first or submit()
-        while True:
-            try:
-                return future.result()
-            except WorkerDied as error:
-                blamed = text_of_path(path.name)
-                if self._folder.quarantine.record_death(name, error, path=blamed) is not None:
-                    return None
-                future = submit()
-
-    def _submit_real(
-        self, name: str, clip: SourceClip, frames: Pixels
-    ) -> Future[dict[Quality, EncodedFile]]:
-        return self._submit("real", None, name, frames, self._naming.real_comment(clip), QUALITIES)
-
-    def _submit(
-        self,
-        label: Label,
-        action: str | None,
-        name: str,
-        frames: Pixels,
-        comment: str,
-        qualities: tuple[Quality, ...],
-    ) -> Future[dict[Quality, EncodedFile]]:
-        outputs: dict[Quality, Path] = {
-            quality: self._folder.media_path(label, action, name, quality) for quality in qualities
-        }
-        return self._pool.submit(
-            frames, outputs=outputs, comment=comment, fps=self._recipe.clips.fps
-        )
 
     def _commit_marker(self, marker: Marker) -> None:
         with self._meters.busy("commit", clips=1):
@@ -341,10 +318,6 @@ class Workshop:
                 job_id=name,
             )
         )
-
-
-def _is_done(entry: Writing) -> bool:
-    return entry.future is None or entry.future.done()
 
 
 def _facts(files: dict[Quality, EncodedFile]) -> dict[Quality, FileFacts]:

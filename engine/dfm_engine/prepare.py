@@ -1,6 +1,6 @@
 """Every input looked at once: is the file whole, is there a usable face, how long is it?
 
-Each file is first decoded in full by a worker process of its own (`probe_all`): a file that takes
+Each file is first decoded in full by a worker process (`media.probe_workers`): a file that takes
 FFmpeg down takes that worker, not the run. What survives is framed (`faces.framing`), and the
 outcome, a small JSON file in `<out>/prepared/`, is all that planning needs, so a resumed run plans
 without decoding anything again. Pixels are not kept: a job decodes its clips when its turn comes.
@@ -12,25 +12,25 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from dfm_engine.clip import Box, DrivingClip, FramedClip, SourceClip
 from dfm_engine.durable import write_durably
 from dfm_engine.errors import FaceError, MediaError
-from dfm_engine.media.probe import Probe, probe
+from dfm_engine.media.probe import Probe
+from dfm_engine.media.probe_workers import probe_all
 from dfm_engine.progress import Meters
 from dfm_engine.recipe import BuildRecipe, Limits
 
-CRASH_ATTEMPTS = 3
-"""A file is given up after its probe has killed this many workers."""
-
 CONTRACT = 1
 """Raise when framing changes: it makes every earlier preparation stale."""
+
+PASSING_KINDS = frozenset(
+    {"not-found", "not-a-regular-file", "permission", "unreadable", "io-error"}
+)
+"""Failures that tell of the moment and not of the file's content: the next run tries again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,8 @@ def prepare_clips(
     for index, probed, attempts in probe_all(paths, limits=limits, workers=workers):
         for clip in by_path[paths[index]]:
             outcome = _look(clip, probed, attempts, framer, meters)
-            store.write(clip, outcome)
+            if outcome.kind not in PASSING_KINDS:
+                store.write(clip, outcome)
             yield clip, outcome
 
 
@@ -194,44 +195,6 @@ def _look(
         return Prepared.of(clip, framed)
     except MediaError as error:
         return Prepared.refused(clip, error, attempts=attempts)
-
-
-def probe_all(
-    paths: Sequence[Path], *, limits: Limits, workers: int
-) -> Iterator[tuple[int, Probe | MediaError, int]]:
-    """Decode every file in full in worker processes that never import torch.
-
-    Yields:
-        (index into `paths`, the probe, attempts), in order of `paths`. A file whose probe killed
-        its worker `CRASH_ATTEMPTS` times gives a `MediaError` of kind `decoder-crash` instead.
-    """
-    context = get_context("spawn")
-    waiting = list(range(len(paths)))
-    attempts = dict.fromkeys(waiting, 0)
-    is_alone = False  # after a crash one file at a time, so that the culprit is known
-    while waiting:
-        with ProcessPoolExecutor(1 if is_alone else max(1, workers), mp_context=context) as pool:
-            batch = waiting[:1] if is_alone else list(waiting)
-            futures = {i: pool.submit(probe, paths[i], limits=limits) for i in batch}
-            for index in batch:
-                try:
-                    outcome: Probe | MediaError = futures[index].result()
-                except BrokenProcessPool:
-                    if not is_alone:
-                        is_alone = True
-                        break
-                    attempts[index] += 1
-                    if attempts[index] < CRASH_ATTEMPTS:
-                        break
-                    outcome = MediaError(
-                        paths[index],
-                        "decoder-crash",
-                        f"decoding it killed {CRASH_ATTEMPTS} worker processes; "
-                        "re-encode the file or leave it out",
-                    )
-                waiting.remove(index)
-                yield index, outcome, attempts[index]
-                is_alone = False
 
 
 def _role(clip: SourceClip | DrivingClip) -> Literal["source", "driving"]:

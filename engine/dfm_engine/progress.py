@@ -76,8 +76,14 @@ class Meters:
 
     def bottleneck(self) -> str | None:
         """The stage that was busy for the largest share of its workers' time."""
-        shares = {name: m.busy_s / m.workers for name, m in self.stages.items() if m.busy_s > 0}
-        return max(shares, key=lambda name: shares[name]) if shares else None
+        shares = {name: m.busy_s / m.workers for name, m in list(self.stages.items())}
+        busiest = max(shares, key=lambda name: shares[name], default=None)
+        return busiest if busiest and shares[busiest] > 0 else None
+
+    def rate(self, name: str) -> float:
+        """Frames per busy second of one worker of a stage; 0 while it has done none."""
+        meter = self.stages.get(name)
+        return meter.frames / meter.busy_s if meter and meter.busy_s > 0 else 0.0
 
     def to_json(self) -> dict[str, dict[str, float | int]]:
         """Per stage: clips, frames, busy seconds, frames per busy second, share of the wall."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from dfm_engine.animate import prepare_driving, prepare_source
 from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, FaceTrack, Pixels, SourceClip
-from dfm_engine.errors import FaceError
+from dfm_engine.errors import DfmError, FaceError, MediaError, ShapeError, UsageError
 from dfm_engine.faces.framing import crop_clip
 from dfm_engine.fomm.best_frame import find_best_frame
 from dfm_engine.fomm.transfer import transfer
@@ -100,6 +102,7 @@ class Shelf:
         self._meters = meters
         self._source: tuple[str, OpenSource] | None = None
         self._driving: dict[str, OpenDriving] = {}
+        self._failed: dict[str, tuple[type[MediaError], Path, str, str]] = {}
 
     def open_source(self, sha256: str) -> OpenSource:
         """The source with its pixels.
@@ -125,7 +128,10 @@ class Shelf:
             MediaError: the file changed or went away since it was prepared.
         """
         clip, prepared = self.sources[sha256]
-        with self._meters.busy("decode", clips=1, frames=prepared.frames):
+        with (
+            self._failing_once(sha256),
+            self._meters.busy("decode", clips=1, frames=prepared.frames),
+        ):
             return self._frames(clip, prepared)
 
     def open_driving(self, key: str) -> OpenDriving:
@@ -135,38 +141,58 @@ class Shelf:
             MediaError: the file changed or went away since it was prepared.
         """
         if key not in self._driving:
-            clip, prepared = self.driving[key]
-            with self._meters.busy("decode", clips=1, frames=prepared.frames):
-                frames = self._frames(clip, prepared)
-            with self._meters.busy("driving keypoints", clips=1, frames=len(frames)):
-                keypoints = prepare_driving(
-                    frames, runner=self._runner, batch_size=self._batch_size
-                )
-            with self._meters.busy("screen", frames=len(frames)):
-                track = look(frames, self._detector, every_n=self._recipe.screen.every_n)
-                if track is None:
-                    raise FaceError(clip.path, "no-face", "no face in the framed driving clip")
-                signals = extract_signals(frames, track)
-            self._driving[key] = OpenDriving(clip, prepared, keypoints, signals, track)
+            with self._failing_once(key):
+                self._driving[key] = self._look_at_driving(*self.driving[key])
         return self._driving[key]
 
     def transfer(self, source: OpenSource, driving: OpenDriving) -> Keypoints:
         """The driving keypoints carried over to the source, as the recipe says; T rows.
 
         Raises:
-            FaceError: the best frame is wanted and the source image shows no face.
+            FaceError: `no-transfer`, the keypoints span no area, so the motion has no scale; or
+                `no-face`, the best frame is wanted and the source image shows none.
         """
         motion = self._recipe.motion
-        initial = 0
-        if motion.best_frame:
-            image = source.frames[source.prepared.source_index][None]
-            track = look(image, self._detector, every_n=1)
+        try:
+            initial = self._best_frame(source, driving) if motion.best_frame else 0
+            return transfer(
+                source.keypoints, driving.keypoints, driving.keypoints[initial], mode=motion.mode
+            )
+        except (MediaError, ShapeError, UsageError):
+            raise
+        except DfmError as error:
+            raise FaceError(source.clip.path, "no-transfer", str(error)) from error
+
+    def _best_frame(self, source: OpenSource, driving: OpenDriving) -> int:
+        image = source.frames[source.prepared.source_index][None]
+        track = look(image, self._detector, every_n=1)
+        if track is None:
+            raise FaceError(source.clip.path, "no-face", "no face in the framed source image")
+        return find_best_frame(track.landmarks[0], driving.track.landmarks)
+
+    def _look_at_driving(self, clip: DrivingClip, prepared: Prepared) -> OpenDriving:
+        with self._meters.busy("decode", clips=1, frames=prepared.frames):
+            frames = self._frames(clip, prepared)
+        with self._meters.busy("driving keypoints", clips=1, frames=len(frames)):
+            keypoints = prepare_driving(frames, runner=self._runner, batch_size=self._batch_size)
+        with self._meters.busy("screen", frames=len(frames)):
+            track = look(frames, self._detector, every_n=self._recipe.screen.every_n)
             if track is None:
-                raise FaceError(source.clip.path, "no-face", "no face in the framed source image")
-            initial = find_best_frame(track.landmarks[0], driving.track.landmarks)
-        return transfer(
-            source.keypoints, driving.keypoints, driving.keypoints[initial], mode=motion.mode
-        )
+                raise FaceError(clip.path, "no-face", "no face in the framed driving clip")
+            signals = extract_signals(frames, track)
+        return OpenDriving(clip, prepared, keypoints, signals, track)
+
+    @contextmanager
+    def _failing_once(self, key: str) -> Iterator[None]:
+        """Of a clip that cannot be opened say so at once the next time: many jobs may want it."""
+        if key in self._failed:
+            error_type, path, kind, reason = self._failed[key]
+            raise error_type(path, kind, reason)
+        try:
+            yield
+        except MediaError as error:  # its traceback would hold frames, so only its words are kept
+            self._failed[key] = type(error), error.path, error.kind, error.reason
+            raise
 
     def _frames(self, clip: SourceClip | DrivingClip, prepared: Prepared) -> Pixels:
         assert prepared.box is not None, "only usable clips are opened"
