@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull, QhullError
 
 from dfm_engine.errors import DfmError, ShapeError, UsageError
 from dfm_engine.fomm.geometry import inverse_2x2, product_2x2
@@ -76,6 +75,8 @@ def transfer(
 
 def hull_area(points: NDArray[np.floating]) -> float:
     """Area of the convex hull of (N, 2) points; 0 where they lie on one line."""
+    from scipy.spatial import ConvexHull, QhullError  # 0.6 s, which most commands need not spend
+
     try:
         return float(ConvexHull(np.asarray(points, dtype=np.float64)).volume)  # 2-D: the area
     except (QhullError, ValueError):
