@@ -256,6 +256,68 @@ def evaluate_fomm(
     _finish(result.to_json(), as_json, 0)
 
 
+@bench_app.command("build")
+def bench_build(
+    out: Annotated[Path, typer.Option(help="Folder of the report and of the rendered clips.")],
+    weights: Annotated[
+        str | None, typer.Option(help="As for build-dataset; default demo, or random without it.")
+    ] = None,
+    fomm_config: FommYaml = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Three short clips.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time the stages of a build against what their parts reach alone; exit 5 if it is not right.
+
+    The clips are rendered, so that everybody measures the same.
+    """
+    import torch
+
+    from dfm_bench.stages import FULL, QUICK, Machinery, run_bench_build
+    from dfm_engine.backends import TorchRunner, plan_batch_size
+    from dfm_engine.machine import read_cores
+
+    workload = QUICK if quick else FULL
+    weights = weights or _bench_weights()
+    where, cores = _device(device), max(1, int(read_cores()))
+    torch.set_num_threads(cores)
+    fomm = _load_fomm(weights, fomm_config, align_corners=workload.recipe.motion.align_corners)
+    detector = _detector(where)
+    result = run_bench_build(
+        workload,
+        Machinery(
+            runner=TorchRunner(fomm, where),
+            detector=detector,
+            framer=_framer(workload.recipe, detector, fomm.frame_size[0]),
+            batch_size=plan_batch_size(fomm.config, where),
+            threads=cores,
+            workers=max(1, cores - 1),
+        ),
+        out=out,
+        command=_bench_command("build", weights, fomm_config, quick=quick, device=where),
+        remark=_weights_banner(weights),
+    )
+    result.print()
+    _finish(result.to_json(), as_json, result.exit_code)
+
+
+@bench_app.command("render")
+def bench_render(
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time the drawing of procedural faces."""
+    from dfm_bench.rendering import run_bench_render
+
+    where = _device(device)
+    result = run_bench_render(
+        out=out, device=where, command=f"dfm-engine bench render --out DIR --device {where}"
+    )
+    result.print()
+    _finish(result.to_json(), as_json, result.exit_code)
+
+
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="Folder for driving/ and real/ clips.")],
@@ -378,6 +440,27 @@ def _weights_banner(weights: str) -> str:
         "demo": "Fakes by the small demonstration model, trained on procedural faces: "
         "they show how the engine works, not how good the method is.",
     }.get(weights, "")
+
+
+def _bench_weights() -> str:
+    from dfm_engine.errors import WeightsError
+    from dfm_engine.weights import demo_weights
+
+    try:
+        demo_weights()
+    except WeightsError:
+        return "random"
+    return "demo"
+
+
+def _bench_command(
+    verb: str, weights: str, config: Path | None, *, quick: bool, device: str
+) -> str:
+    """The command that makes a report again, without the folders of this machine."""
+    words = ["dfm-engine bench", verb, "--out DIR", "--device", device]
+    words += ["--weights", Path(weights).name]
+    words += ["--fomm-config", config.name] if config else []
+    return " ".join([*words, "--quick"] if quick else words)
 
 
 def _device(name: str) -> str:

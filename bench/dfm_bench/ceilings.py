@@ -1,0 +1,320 @@
+"""What each part of a build reaches alone: the ceilings that its stages are held against.
+
+Everything is measured on the build's own material (its clips, framed by its framer, animated by its
+model), in the process and with the threads that the build will have. A stage does several of these
+things to a frame; `stage_ceilings` says which, and adds their times up.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dfm_bench.measure import Input, Row, Timing, clock_for, measure
+from dfm_bench.roofline import count_flops, measure_matrix_product
+from dfm_engine.animate import AnimationJob, animate_jobs, prepare_driving, prepare_source
+from dfm_engine.backends import Runner
+from dfm_engine.clip import QUALITIES, Box, Pixels, Quality
+from dfm_engine.errors import ShortfallError
+from dfm_engine.faces.framing import SEARCH_SHARE, SMALLEST_SEARCH_PX
+from dfm_engine.fomm.transfer import transfer
+from dfm_engine.fomm.values import Keypoints, SourceFeatures
+from dfm_engine.media.decode import read_frames
+from dfm_engine.media.encode import encode_clip, provenance_comment, rgb_to_i420
+from dfm_engine.media.pool import EncodePool
+from dfm_engine.options import BuildOptions, list_inputs
+from dfm_engine.pixels import images_from_frames
+from dfm_engine.prepare import Framer
+from dfm_engine.recipe import BuildRecipe
+from dfm_engine.screen import Detector
+from dfm_engine.screen.look import SMALLEST_FACE
+from dfm_kernels.crop import Cropper
+
+__all__ = ["Machinery", "Material", "measure_ceilings", "stage_ceilings"]
+
+CLIPS = 4  # real clips that the measurements rotate through
+DETECT_FRAMES = 16  # frames per detector call
+COMMENT = provenance_comment({"synthetic": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machinery:
+    """What a build is run with; see `build.build_dataset`."""
+
+    runner: Runner
+    detector: Detector
+    framer: Framer
+    batch_size: int
+    threads: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """Clips of a build at every step of their way.
+
+    Attributes:
+        paths: real clips, equally long.
+        pictures: decoded, uint8 (T, H, W, 3) each.
+        boxes: of their faces.
+        framed: cut to them, as long as the fake.
+        fake: the first one animated, uint8 (T, S, S, 3).
+        features, kp_source, kp_driving: what animated it; T rows of the last.
+        driving: the framed driving clip.
+    """
+
+    paths: tuple[Path, ...]
+    pictures: tuple[Pixels, ...]
+    boxes: tuple[Box, ...]
+    framed: tuple[Pixels, ...]
+    fake: Pixels
+    features: SourceFeatures
+    kp_source: Keypoints
+    kp_driving: Keypoints
+    driving: Pixels
+
+    @classmethod
+    def gather(cls, options: BuildOptions, machinery: Machinery) -> Material:
+        """Take the first clips of a build all the way.
+
+        Raises:
+            ShortfallError: there is no real or no driving clip.
+            MediaError: one of the first clips cannot be used.
+        """
+        inputs = list_inputs(options)
+        real, driving = inputs.sources.clips[:CLIPS], inputs.driving.clips[:1]
+        if not real or not driving:
+            raise ShortfallError("a benchmark needs at least one real and one driving clip")
+        runner, recipe = machinery.runner, options.recipe
+        framed = [machinery.framer(clip) for clip in real]
+        driven = machinery.framer(driving[0]).frames
+        features, kp_source = prepare_source(
+            framed[0].frames[framed[0].source_index], runner=runner
+        )
+        keypoints = prepare_driving(driven, runner=runner, batch_size=machinery.batch_size)
+        kp_driving = transfer(kp_source, keypoints, keypoints[0], mode=recipe.motion.mode)
+        job = AnimationJob(key="", source=features, kp_source=kp_source, kp_driving=kp_driving)
+        ((_, fake),) = animate_jobs([job], runner=runner, batch_size=machinery.batch_size)
+        return cls(
+            paths=tuple(clip.path for clip in real),
+            pictures=tuple(np.stack(list(read_frames(clip.path))) for clip in real),
+            boxes=tuple(clip.box for clip in framed),
+            framed=tuple(clip.frames[: len(fake)] for clip in framed),
+            fake=fake,
+            features=features,
+            kp_source=kp_source,
+            kp_driving=kp_driving,
+            driving=driven,
+        )
+
+
+def measure_ceilings(
+    material: Material,
+    machinery: Machinery,
+    recipe: BuildRecipe,
+    *,
+    repeats: int,
+    scratch: Path,
+    command: str = "",
+) -> tuple[Row, ...]:
+    """Measure every part alone.
+
+    Args:
+        material: what to measure on.
+        machinery: what to measure with.
+        recipe: of the build.
+        repeats: calls of each that count.
+        scratch: a folder for encoded files.
+        command: for the rows.
+    """
+
+    def timed(
+        call: Callable[[Input], object], inputs: Sequence[Input], device: str = "cpu"
+    ) -> Timing:
+        return measure({"": call}, inputs, repeats=repeats, clock=clock_for(device))[""]
+
+    return (
+        *_media_rows(material, timed, command),
+        *_detector_rows(material, machinery, recipe, timed, command),
+        *_model_rows(material, machinery, timed, repeats, command),
+        *_encoder_rows(material, machinery, recipe, repeats, scratch, command),
+    )
+
+
+def stage_ceilings(rows: Sequence[Row], recipe: BuildRecipe) -> dict[str, float]:
+    """Frames per busy second that each stage of a build could reach.
+
+    What a stage does besides (landmarks and patches in the screen, the choice of a source frame)
+    is not in its ceiling: it is what the ceiling is there to show.
+    """
+    cost = {(row.name, row.variant): 1 / row.rate for row in rows}
+    decode, crop = cost["decode", ""], cost["crop", ""]
+    per_frame = {
+        # Two passes over the file; the face is looked for on every n-th frame of the first.
+        "frame": 2 * decode + crop + cost["detect", "search"] / recipe.faces.every_n,
+        "decode": decode + crop,
+        "driving keypoints": cost["keypoints", ""],
+        "animate": cost["generator", ""],
+        "screen": cost["detect", "framed"] / recipe.screen.every_n,
+        "encode": sum(cost["x264", quality] for quality in QUALITIES),
+    }
+    return {name: 1 / seconds for name, seconds in per_frame.items()}
+
+
+Timed = Callable[..., Timing]
+
+
+def _media_rows(material: Material, timed: Timed, command: str) -> Iterator[Row]:
+    shape = material.pictures[0].shape
+    yield Row.of(
+        "decode",
+        timed(lambda path: sum(1 for _ in read_frames(path)), material.paths),
+        amount=shape[0],
+        unit="frames/s",
+        shape=shape,
+        command=command,
+    )
+    size = material.fake.shape[1]
+
+    def crop(clip: tuple[Pixels, Box]) -> None:
+        pictures, box = clip
+        cropper = Cropper(pictures.shape[1], pictures.shape[2], box, size)
+        for picture in torch.from_numpy(pictures):
+            cropper(picture)
+
+    yield Row.of(
+        "crop",
+        timed(crop, list(zip(material.pictures, material.boxes, strict=True))),
+        amount=shape[0],
+        unit="frames/s",
+        shape=shape,
+        command=command,
+    )
+
+
+def _detector_rows(
+    material: Material, machinery: Machinery, recipe: BuildRecipe, timed: Timed, command: str
+) -> Iterator[Row]:
+    """As framing looks for a face in a picture, and as the screen does in an animation."""
+    search = max(SMALLEST_SEARCH_PX, SEARCH_SHARE * recipe.faces.min_face_px)
+    framed = max(SMALLEST_SEARCH_PX, SMALLEST_FACE * material.fake.shape[1])
+    looks = {
+        "search": (search, [pictures[:DETECT_FRAMES] for pictures in material.pictures]),
+        "framed": (framed, [material.fake[:DETECT_FRAMES]]),
+    }
+    for variant, (smallest, batches) in looks.items():
+        yield Row.of(
+            "detect",
+            timed(lambda b, s=smallest: machinery.detector.detect(b, min_face_px=s), batches),
+            variant=variant,
+            amount=len(batches[0]),
+            unit="frames/s",
+            shape=batches[0].shape,
+            device=machinery.runner.device.type,
+            command=command,
+        )
+
+
+def _model_rows(
+    material: Material, machinery: Machinery, timed: Timed, repeats: int, command: str
+) -> Iterator[Row]:
+    """Keypoints and generator at the build's batch size, against a matrix product."""
+    runner, rows = machinery.runner, machinery.batch_size
+    device = runner.device.type
+    product = measure_matrix_product(runner.device, repeats=repeats, command=command)
+    yield product
+    picks = [np.arange(start, start + rows) % len(material.fake) for start in (0, rows)]
+    images = [images_from_frames(material.driving[p], device=runner.device) for p in picks]
+    kp_driving = [material.kp_driving[torch.from_numpy(p).to(runner.device)] for p in picks]
+
+    def animate(keypoints: Keypoints) -> object:
+        return runner.animate(material.features, material.kp_source, keypoints)
+
+    models: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
+        "keypoints": (runner.keypoints, images),
+        "generator": (animate, kp_driving),
+    }
+    for name, (call, inputs) in models.items():
+        flops = count_flops(functools.partial(call, inputs[0]))
+        yield Row.of(
+            name,
+            timed(call, inputs, device),
+            amount=rows,
+            unit="frames/s",
+            shape=(rows, 3, *runner.frame_size),
+            dtype="float32",
+            device=device,
+            ceiling=product.rate * 1e9 * rows / flops,
+            ceiling_of="matrix product",
+            command=command,
+        )
+
+
+def _encoder_rows(
+    material: Material,
+    machinery: Machinery,
+    recipe: BuildRecipe,
+    repeats: int,
+    scratch: Path,
+    command: str,
+) -> Iterator[Row]:
+    """One real and one fake clip a call, as a build encodes them in pairs."""
+    fps = recipe.clips.fps
+    pairs = [(real, material.fake) for real in material.framed]
+    amount = sum(map(len, pairs[0]))
+    shape = material.fake.shape
+    i420 = [[rgb_to_i420(clip) for clip in pair] for pair in pairs]
+
+    def encode(quality: Quality) -> Callable[[list[Pixels]], None]:
+        def call(clips: list[Pixels]) -> None:
+            for clip in clips:
+                path = scratch / f"{quality}.mp4"
+                encode_clip(clip, path, quality=quality, fps=fps, comment=COMMENT)
+
+        return call
+
+    timings = measure({quality: encode(quality) for quality in QUALITIES}, i420, repeats=repeats)
+    for quality in QUALITIES:
+        yield Row.of(
+            "x264",
+            timings[quality],
+            variant=quality,
+            amount=amount,
+            unit="frames/s",
+            shape=shape,
+            command=command,
+        )
+    one_core = 1 / sum(timings[quality].median_s for quality in QUALITIES)
+    workers = machinery.workers
+    with EncodePool(workers, queue_clips=2) as pool:
+
+        def encode_all(pair: tuple[Pixels, Pixels]) -> None:
+            outputs: list[Mapping[Quality, Path]] = [
+                {quality: scratch / f"{number}.{quality}.mp4" for quality in QUALITIES}
+                for number in range(2 * workers)
+            ]
+            futures = [
+                pool.submit(pair[number % 2], outputs=paths, comment=COMMENT, fps=fps)
+                for number, paths in enumerate(outputs)
+            ]
+            for future in futures:
+                future.result()
+
+        timing = measure({"": encode_all}, pairs, repeats=repeats)[""]
+    yield Row.of(
+        "encode pool",
+        timing,
+        variant=f"{workers} worker" + "s" * (workers > 1),
+        amount=amount * workers,
+        unit="frames/s",
+        shape=shape,
+        ceiling=amount * one_core * workers,
+        ceiling_of="x264 alone, all qualities",
+        command=command,
+    )

@@ -1,0 +1,228 @@
+"""`bench build`: a build of procedural clips, taken apart stage by stage.
+
+    render clips ─► measure every part alone ─► build ─► verify ─► stages against their ceilings
+
+The clips are the same everywhere (they are drawn, and kept in the folder for the next time); the
+data set is built afresh each time and removed. If `verify_dataset` finds anything wrong with it
+there are no numbers: how fast a wrong result comes is of no interest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfm_bench.ceilings import Machinery, Material, measure_ceilings, stage_ceilings
+from dfm_bench.facts import read_facts
+from dfm_bench.measure import Row, StageRow, Timing
+from dfm_bench.report import BenchReport
+from dfm_engine.actions import Action
+from dfm_engine.build import BuildOptions, BuildSummary, build_dataset
+from dfm_engine.errors import CheckFailed
+from dfm_engine.recipe import BuildRecipe, Clips, Plan, Screen, Sources
+from dfm_engine.synthetic import DemoSetSettings, write_demo_set
+from dfm_engine.verify import verify_dataset
+
+__all__ = ["FULL", "QUICK", "Machinery", "Workload", "run_bench_build"]
+
+WORKERS_APART = ("encode",)  # stages beside the main thread
+REST = "waiting, and the rest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is built: every action `per_action` times, each from a source of its own.
+
+    Attributes:
+        actions: what the driver performs.
+        driving_frames: length of a driving clip and of every clip that is made.
+        per_action: fakes of each action.
+        size: side of the rendered frames, pixels.
+        repeats: calls of each ceiling that count.
+    """
+
+    actions: tuple[Action, ...] = tuple(Action)
+    driving_frames: int = 40
+    per_action: int = 1
+    size: int = 256
+    repeats: int = 7
+
+    @property
+    def clips(self) -> DemoSetSettings:
+        """One driver; one source for each fake, and two to spare."""
+        fakes = len(self.actions) * self.per_action
+        return DemoSetSettings(
+            drivers=(1,),
+            sources=tuple(range(1000, 1002 + fakes)),
+            driving_frames=self.driving_frames,
+            real_frames=self.driving_frames + 15,
+            size=self.size,
+            actions=self.actions,
+        )
+
+    @property
+    def recipe(self) -> BuildRecipe:
+        """As published, but that the screen only records: how much is made must not vary."""
+        return BuildRecipe(
+            name="bench",
+            clips=Clips(max_frames=self.driving_frames),
+            sources=Sources(require_frontal=False),
+            plan=Plan(per_action=self.per_action, fakes_per_source=1),
+            screen=Screen(mode="record"),
+        )
+
+
+FULL = Workload()
+QUICK = Workload(
+    actions=(Action.SMILE, Action.NOD, Action.OPEN_MOUTH), driving_frames=16, repeats=3
+)
+
+
+def run_bench_build(
+    workload: Workload,
+    machinery: Machinery,
+    *,
+    out: Path,
+    command: str = "",
+    remark: str = "",
+    progress: bool = True,
+) -> BenchReport:
+    """Measure a build and write the report into a folder.
+
+    Args:
+        workload: what is built.
+        machinery: the networks, on their device.
+        out: the folder; rendered clips stay in it.
+        command: makes the report again.
+        remark: about the weights, for the reader.
+        progress: write a line of it every few seconds.
+
+    Raises:
+        UsageError: `out` holds clips of another workload.
+        CheckFailed: the build fell short or is not right; nothing is written.
+    """
+    facts = read_facts()
+    clips = out / f"clips-{len(workload.actions)}x{workload.driving_frames}"
+    write_demo_set(clips, workload.clips, workers=machinery.threads)
+    with tempfile.TemporaryDirectory(prefix="set-", dir=out) as folder:
+        options = BuildOptions(
+            recipe=workload.recipe,
+            real=clips / "real",
+            driving=clips / "driving",
+            out=Path(folder) / "set",
+            banner=remark,
+        )
+        rows = measure_ceilings(
+            Material.gather(options, machinery),
+            machinery,
+            workload.recipe,
+            repeats=workload.repeats,
+            scratch=Path(folder),
+            command=command,
+        )
+        summary, wall_s = timed_build(options, machinery, progress=progress)
+    stages = stage_rows(summary.timings, wall_s, stage_ceilings(rows, workload.recipe))
+    whole = end_to_end(stages, machinery, wall_s)
+    report = BenchReport(
+        verb="build",
+        command=command,
+        device=machinery.runner.device.type,
+        facts=facts,
+        rows=(dataclasses.replace(whole, command=command), *rows),
+        stages=stages,
+        bottleneck=bottleneck(stages),
+        remark=remark,
+    )
+    report.write(out)
+    return report
+
+
+def timed_build(
+    options: BuildOptions, machinery: Machinery, *, progress: bool = True
+) -> tuple[BuildSummary, float]:
+    """Build, check, and only then say how long the building took.
+
+    Raises:
+        CheckFailed: the build fell short, or verifying it finds something.
+    """
+    started = time.perf_counter()
+    summary = build_dataset(
+        options,
+        runner=machinery.runner,
+        detector=machinery.detector,
+        framer=machinery.framer,
+        workers=machinery.workers,
+        batch_size=machinery.batch_size,
+        threads=machinery.threads,
+        progress=progress,
+    )
+    wall_s = time.perf_counter() - started
+    if summary.problem:
+        raise CheckFailed(f"no numbers: the build ended short; {summary.problem}")
+    verify_dataset(options.out).check()
+    return summary, wall_s
+
+
+def stage_rows(
+    timings: Mapping[str, Mapping[str, Any]], wall_s: float, ceilings: Mapping[str, float]
+) -> tuple[StageRow, ...]:
+    """The stages of a build, and what its main thread did besides; together they are the wall.
+
+    Args:
+        timings: `BuildSummary.timings`.
+        wall_s: of the build.
+        ceilings: from `ceilings.stage_ceilings`.
+    """
+    stages = [
+        StageRow(
+            name=name,
+            clips=entry["clips"],
+            frames=entry["frames"],
+            workers=entry["workers"],
+            busy_s=entry["busy_s"],
+            wall_s=wall_s,
+            ceiling=ceilings.get(name),
+        )
+        for name, entry in timings.items()
+    ]
+    main = sum(stage.busy_s for stage in stages if stage.name not in WORKERS_APART)
+    rest = StageRow(name=REST, clips=0, frames=0, workers=1, busy_s=wall_s - main, wall_s=wall_s)
+    return (*stages, rest)
+
+
+def bottleneck(stages: tuple[StageRow, ...]) -> str:
+    """The stage whose workers were busy for the largest share of the time."""
+    return max(
+        (stage for stage in stages if stage.name != REST), key=lambda stage: stage.share_of_wall
+    ).name
+
+
+def end_to_end(stages: tuple[StageRow, ...], machinery: Machinery, wall_s: float) -> Row:
+    """Animated frames a second of the whole build, its looking at inputs included.
+
+    The ceiling is the slowest stage alone, at its own ceiling: what a pipeline would reach whose
+    other stages hid behind that one and cost nothing.
+    """
+    alone = {
+        stage.name: stage.frames / stage.ceiling / stage.workers
+        for stage in stages
+        if stage.ceiling
+    }
+    slowest = max(alone, key=lambda name: alone[name])
+    frames = next(stage.frames for stage in stages if stage.name == "animate")
+    return Row.of(
+        "build",
+        Timing((wall_s,)),
+        variant="end to end",
+        amount=frames,
+        unit="frames/s",
+        shape=(frames, *machinery.runner.frame_size, 3),
+        device=machinery.runner.device.type,
+        ceiling=frames / alone[slowest],
+        ceiling_of=f"{slowest} alone",
+    )

@@ -1,0 +1,245 @@
+"""A build taken apart: the arithmetic on given numbers, then a real one of two short clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from dfm_bench import stages as module
+from dfm_bench.ceilings import Machinery, stage_ceilings
+from dfm_bench.measure import Row, StageRow, Timing
+from dfm_bench.rendering import run_bench_render
+from dfm_bench.report import BenchReport
+from dfm_bench.stages import (
+    REST,
+    Workload,
+    bottleneck,
+    end_to_end,
+    run_bench_build,
+    stage_rows,
+    timed_build,
+)
+from dfm_engine.actions import Action
+from dfm_engine.backends import TorchRunner
+from dfm_engine.build import BuildOptions
+from dfm_engine.clip import DrivingClip
+from dfm_engine.errors import CheckFailed
+from dfm_engine.faces.framing import frame_clip
+from dfm_engine.faces.mtcnn import Mtcnn
+from dfm_engine.fomm import initialise
+from dfm_engine.recipe import BuildRecipe, Faces, Screen
+
+TINY = {
+    "model_params": {
+        "common_params": {"num_kp": 4, "num_channels": 3, "estimate_jacobian": True},
+        "kp_detector_params": {
+            **{"temperature": 0.1, "block_expansion": 8, "max_features": 32},
+            **{"scale_factor": 0.25, "num_blocks": 2},
+        },
+        "generator_params": {
+            **{"block_expansion": 8, "max_features": 32, "num_down_blocks": 1},
+            **{"num_bottleneck_blocks": 1, "estimate_occlusion_map": True},
+            "dense_motion_params": {
+                **{"block_expansion": 8, "max_features": 32},
+                **{"num_blocks": 2, "scale_factor": 0.25},
+            },
+        },
+    },
+    "dataset_params": {"frame_shape": [64, 64, 3]},
+}
+WORKLOAD = Workload(actions=(Action.NOD,), driving_frames=16, size=96, repeats=1)
+
+
+@pytest.fixture(scope="module")
+def machinery() -> Machinery:
+    detector, recipe = Mtcnn.load("cpu"), WORKLOAD.recipe
+    frame = functools.partial(
+        frame_clip,
+        detector=detector,
+        size=64,
+        limits=recipe.limits,
+        faces=recipe.faces,
+        clips=recipe.clips,
+    )
+    return Machinery(
+        runner=TorchRunner(initialise(TINY, seed=0)),
+        detector=detector,
+        framer=lambda clip: frame(
+            clip.path, sources=None if isinstance(clip, DrivingClip) else recipe.sources
+        ),
+        batch_size=4,
+        threads=1,
+        workers=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(machinery, tmp_path_factory) -> tuple[Path, BenchReport]:
+    out = tmp_path_factory.mktemp("bench")
+    report = run_bench_build(WORKLOAD, machinery, out=out, command="the command", progress=False)
+    return out, report
+
+
+def rate(name: str, frames_per_s: float, variant: str = "") -> Row:
+    return Row.of(
+        name, Timing((1.0,)), variant=variant, amount=frames_per_s, unit="frames/s", shape=()
+    )
+
+
+def test_a_stage_has_the_time_of_its_parts_as_ceiling():
+    rows = [
+        *(rate("decode", 100), rate("crop", 50), rate("keypoints", 30), rate("generator", 4)),
+        *(rate("detect", 20, "search"), rate("detect", 40, "framed")),
+        *(rate("x264", 200, "raw"), rate("x264", 50, "c23"), rate("x264", 100, "c40")),
+    ]
+    recipe = BuildRecipe(faces=Faces(every_n=5), screen=Screen(every_n=2))
+    assert stage_ceilings(rows, recipe) == pytest.approx(
+        {
+            "frame": 1 / (0.01 + 0.01 + 0.02 + 0.05 / 5),
+            "decode": 1 / (0.01 + 0.02),
+            "driving keypoints": 30,
+            "animate": 4,
+            "screen": 80,
+            "encode": 1 / (0.005 + 0.02 + 0.01),
+        }
+    )
+
+
+TIMINGS = {
+    "frame": {"clips": 4, "frames": 100, "workers": 1, "busy_s": 2.0},
+    "animate": {"clips": 2, "frames": 60, "workers": 1, "busy_s": 5.0},
+    "encode": {"clips": 4, "frames": 120, "workers": 3, "busy_s": 18.0},
+}
+
+
+def test_the_stages_of_the_main_thread_and_the_rest_are_the_wall():
+    rows = stage_rows(TIMINGS, 10.0, {"animate": 24.0})
+    assert [row.name for row in rows] == ["frame", "animate", "encode", REST]
+    assert sum(row.busy_s for row in rows if row.name != "encode") == 10.0
+    assert rows[-1].busy_s == 3.0
+    assert rows[1].share_of_ceiling == 0.5
+    assert rows[0].ceiling is None
+
+
+def test_the_bottleneck_is_the_stage_whose_workers_rest_least():
+    rows = stage_rows(TIMINGS, 10.0, {})
+    assert bottleneck(rows) == "encode"  # 18 s on three workers are 60 % of 10 s
+    assert bottleneck(rows[:2]) == "animate"
+    idle = stage_rows({"commit": {"clips": 1, "frames": 0, "workers": 1, "busy_s": 1.0}}, 10.0, {})
+    assert bottleneck(idle) == "commit"  # never "the rest"
+
+
+def test_the_whole_build_is_held_against_its_slowest_stage_alone(machinery):
+    rows = stage_rows(TIMINGS, 10.0, {"frame": 100.0, "animate": 30.0, "encode": 10.0})
+    whole = end_to_end(rows, machinery, 10.0)
+    assert whole.rate == 6.0
+    assert whole.ceiling == pytest.approx(60 / 4)  # encode: 120 frames / 10 / 3 workers = 4 s
+    assert whole.ceiling_of == "encode alone"
+    assert whole.share == pytest.approx(0.4)
+
+
+def test_a_build_is_counted_to_the_frame(measured):
+    _, report = measured
+    stages = {stage.name: stage for stage in report.stages}
+    assert stages["animate"].clips == 1
+    assert stages["animate"].frames == 16
+    assert stages["encode"].clips == 2  # the fake and its real twin
+    assert stages["encode"].frames == 32
+    assert stages["frame"].clips == 4
+    assert stages["frame"].frames == 64  # all are cut to the recipe's 16
+    assert report.rows[0].rate == pytest.approx(16 / stages["animate"].wall_s)
+    main = [stage.busy_s for stage in report.stages if stage.name != "encode"]
+    assert sum(main) == pytest.approx(stages["animate"].wall_s)
+    assert all(busy_s >= 0 for busy_s in main)
+    assert report.bottleneck in stages
+
+
+def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured):
+    _, report = measured
+    assert [(row.name, row.variant) for row in report.rows] == [
+        *(("build", "end to end"), ("decode", ""), ("crop", "")),
+        *(("detect", "search"), ("detect", "framed")),
+        *(("matrix product", ""), ("keypoints", ""), ("generator", "")),
+        *(("x264", "raw"), ("x264", "c23"), ("x264", "c40"), ("encode pool", "1 worker")),
+    ]
+    assert all(row.rate > 0 and row.command == "the command" for row in report.rows)
+    shapes = {(row.name, row.variant): row.shape for row in report.rows}
+    assert shapes["decode", ""] == (31, 96, 96, 3)
+    assert shapes["generator", ""] == (4, 3, 64, 64)
+    assert shapes["x264", "c23"] == (16, 64, 64, 3)
+    without = {stage.name for stage in report.stages if stage.ceiling is None}
+    assert without == {"probe", "source features", "commit", REST}
+
+
+def test_the_generator_is_held_against_its_arithmetic(measured):
+    _, report = measured
+    rows = {row.name: row for row in report.rows}
+    flop_per_frame = rows["matrix product"].rate * 1e9 / rows["generator"].ceiling
+    head = 2 * 64 * 64 * 7 * 7 * 8 * 3  # its last layer, 7x7 from 8 features to 3 colours
+    assert head < flop_per_frame < 30 * head
+
+
+def test_the_report_is_written_and_holds_no_folder(measured):
+    out, report = measured
+    (written,) = out.glob("*.json")
+    assert written.name == f"{report.name}.json"
+    text = written.read_text()
+    assert json.loads(text) == report.to_json()
+    assert str(out) not in text
+
+
+def test_the_set_is_removed_and_the_clips_are_kept(measured):
+    out, _ = measured
+    assert len(list(out.rglob("*.mkv"))) == 4
+    assert not list(out.rglob("*.mp4"))
+
+
+@pytest.fixture
+def options(measured, tmp_path) -> BuildOptions:
+    (clips,) = measured[0].glob("clips-*")
+    return BuildOptions(
+        recipe=WORKLOAD.recipe,
+        real=clips / "real",
+        driving=clips / "driving",
+        out=tmp_path / "set",
+    )
+
+
+def test_a_build_that_is_not_right_has_no_numbers(options, machinery, monkeypatch):
+    def damage_and_verify(out: Path, verify=module.verify_dataset):
+        next(out.rglob("*.c23.mp4")).unlink()
+        return verify(out)
+
+    monkeypatch.setattr(module, "verify_dataset", damage_and_verify)
+    with pytest.raises(CheckFailed, match=r"1 failures in 6 files:\n  .*\.c23\.mp4"):
+        timed_build(options, machinery, progress=False)
+
+
+def test_a_build_that_fell_short_has_no_numbers(options, machinery):
+    recipe = options.recipe
+    more = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, per_action=9))
+    with pytest.raises(CheckFailed, match=r"no numbers: .*missing: nod 6"):
+        timed_build(dataclasses.replace(options, recipe=more), machinery, progress=False)
+
+
+def test_a_workload_has_a_source_for_every_fake():
+    workload = Workload(actions=(Action.NOD, Action.SMILE), per_action=3)
+    assert len(workload.clips.sources) == 8
+    assert workload.recipe.plan.fakes_per_source == 1
+    assert not set(workload.clips.sources) & set(workload.clips.drivers)
+
+
+def test_rendering_counts_every_face_of_every_size(tmp_path):
+    report = run_bench_render(out=tmp_path, people=1, sizes=(32, 48), repeats=1, command="c")
+    assert [row.shape for row in report.rows] == [(10, 32, 32, 3), (10, 48, 48, 3)]
+    assert all(row.rate == pytest.approx(10 / row.median_s) for row in report.rows)
+    assert json.loads((tmp_path / f"{report.name}.json").read_text()) == report.to_json()
+
+
+def test_a_stage_row_of_nothing_has_no_rate():
+    row = StageRow(name="x", clips=0, frames=0, workers=1, busy_s=0.0, wall_s=1.0)
+    assert row.frames_per_busy_s is None
