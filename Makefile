@@ -30,7 +30,10 @@ test-slow: setup ## kill suites, builds on real clips, browser
 test-gpu: setup  ## what needs a CUDA device; a missing one is a failure
 	DFM_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
+bench: setup     ## the stages of a build against their ceilings, out/bench
+	$(BIN)/dfm-engine bench build --out out/bench
+
 wheel: setup     ## one wheel with every package
 	$(BIN)/uv build --wheel
 
-.PHONY: help setup lint types test test-slow test-gpu wheel
+.PHONY: help setup lint types test test-slow test-gpu bench wheel
