@@ -8,6 +8,7 @@ what its gate asks for, so that degrees and shares weigh alike.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ CHANNELS: dict[Action, dict[Channel, float]] = {
     Action.SURPRISE: {"mouth_open": 0.08, "brow_lift": 0.05, "eyes": 0.3},
     Action.EMBARRASSMENT: {"pitch": 5.0, "mouth_width": 0.06},
 }
+# Surprise is judged by two signs of three; so is its motion: brows behind hair or glasses are lost.
+BEST_OF: dict[Action, int] = {Action.SURPRISE: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +69,22 @@ def agreement(driving: Signals, result: Signals, action: Action) -> Agreement:
     if not frames:
         raise ShapeError("agreement needs at least one frame on both sides, found none")
     one, other = _motion(driving, action, frames), _motion(result, action, frames)
-    size_one, size_other = float(np.linalg.norm(one)), float(np.linalg.norm(other))
-    product = size_one * size_other
-    return Agreement(
-        correlation=round(float((one * other).sum()) / product, 4) if product > 1e-9 else 0.0,
-        amplitude_ratio=round(size_other / size_one, 4) if size_one > 1e-9 else 0.0,
-        frames=frames,
+    kept = BEST_OF.get(action, len(one))
+    correlation = max(
+        _correlation(one[list(rows)], other[list(rows)])
+        for rows in combinations(range(len(one)), kept)
     )
+    size = float(np.linalg.norm(one))
+    ratio = float(np.linalg.norm(other)) / size if size > 1e-9 else 0.0
+    return Agreement(
+        correlation=round(correlation, 4), amplitude_ratio=round(ratio, 4), frames=frames
+    )
+
+
+def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Normalised, of two motions (curves, T); 0 if one of them stands still."""
+    product = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float((one * other).sum()) / product if product > 1e-9 else 0.0
 
 
 def _motion(signals: Signals, action: Action, frames: int) -> NDArray[np.float64]:

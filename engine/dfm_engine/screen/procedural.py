@@ -21,7 +21,7 @@ from dfm_engine.synthetic import Identity, action_states, render
 __all__ = ["TEST_SEEDS", "TUNING_SEEDS", "procedural_clips", "procedural_confusion"]
 
 TUNING_SEEDS = range(0, 24)
-TEST_SEEDS = range(100, 108)
+TEST_SEEDS = range(100, 106)
 FIRST_IDENTITY = 1000  # seeds of identities count from here
 
 

@@ -54,6 +54,14 @@ def test_several_curves_count_as_one_motion_in_units_of_their_gates(moved, bump)
     assert match.amplitude_ratio == pytest.approx(np.sqrt(0.5), abs=0.01)
 
 
+def test_surprise_agrees_by_the_two_of_its_three_signs_that_agree_best(moved, bump):
+    driving = moved(mouth_dark=bump(0.2), brow_lift=bump(0.12), eye_left=bump(0.3))
+    lost = np.random.default_rng(3).normal(0, 0.05, 50)  # brows that could not be followed
+    result = moved(mouth_dark=bump(0.2), brow_lift=lost, eye_left=bump(0.3))
+    match = agreement(driving, result, Action.SURPRISE)
+    assert match.correlation == pytest.approx(1.0, abs=1e-3)
+
+
 def test_of_unequal_lengths_the_common_start_is_compared(moved, bump):
     driving = moved(yaw_deg=bump(25))
     shorter = replace(

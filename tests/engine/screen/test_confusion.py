@@ -9,7 +9,7 @@ from dfm_engine.actions import Action
 from dfm_engine.errors import RecipeError
 from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.recipe import Screen
-from dfm_engine.screen import Confusion, confusion_matrix, parse_overlaps
+from dfm_engine.screen import Confusion, confusion_matrix, judge, measure, parse_overlaps
 
 
 def test_every_gate_is_asked_about_every_clip(moved, bump):
@@ -67,3 +67,34 @@ def test_procedural_clips_pass_their_own_gate_and_hardly_any_other():
     assert confusion.tried.tolist() == [len(TEST_SEEDS)] * len(Action)
     assert confusion.accepted >= 0.95, f"\n{confusion}"
     assert confusion.refused(parse_overlaps(settings.overlaps)) >= 0.90, f"\n{confusion}"
+
+
+@pytest.mark.slow
+def test_a_true_reenactment_by_another_identity_is_kept_and_a_wrong_one_refused():
+    from dfm_engine.synthetic import Identity, action_states, render
+
+    detector = Mtcnn.load()
+    settings = Screen()
+    seeds = (200, 201)
+    clips = {}
+    for seed in seeds:
+        for index, action in enumerate(Action):
+            states = action_states(action, seed=seed)
+            for role, first in (("driving", 5000), ("result", 7000)):
+                identity = Identity.draw(first + seed * 10 + index)
+                frames = render(identity, states, 128).frames.numpy()
+                clips[seed, action, role] = measure(np.ascontiguousarray(frames), detector)
+    overlaps = parse_overlaps(settings.overlaps)
+    kept, wrongly = [], []
+    for seed in seeds:
+        for action in Action:
+            driving = clips[seed, action, "driving"]
+            for shown in Action:
+                verdict = judge(driving, clips[seed, shown, "result"], action, settings=settings)
+                if shown is action:
+                    kept.append((verdict.keep, action.value, verdict.reasons))
+                elif (shown, action) not in overlaps:
+                    wrongly.append((verdict.keep, action.value, shown.value))
+    lost = [entry for entry in kept if not entry[0]]
+    assert len(lost) <= 0.1 * len(kept), lost
+    assert sum(keep for keep, *_ in wrongly) <= 0.02 * len(wrongly), wrongly
