@@ -6,6 +6,7 @@ Frame numbers are of the files as they are; what is seen in each range was check
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ MISSES: list[tuple[Action, Range, str]] = [
     (Action.LOOK_UP, Range(NOD_YAW_SURPRISE, 265, 353), "pitch_dominance"),  # turning more
 ]
 
-Judge = Callable[[Range, Action], ActionVerdict]
+Judge = Callable[..., ActionVerdict]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,9 @@ def judge() -> Judge:
     recipe = BuildRecipe()
     seen: dict[Path, tuple[np.ndarray, FaceTrack]] = {}
 
-    def verdict(part: Range, action: Action, shared: Path) -> ActionVerdict:
+    def verdict(
+        part: Range, action: Action, shared: Path, *, mirror: bool = False
+    ) -> ActionVerdict:
         path = shared / "faces" / f"{part.clip}.mp4"
         if path not in seen:
             framed = frame_clip(
@@ -104,7 +107,13 @@ def judge() -> Judge:
             found=track.found[inside],
             looked_at=track.looked_at[inside],
         )
-        return check_action(extract_signals(frames[inside], cut), action)
+        pictures = frames[inside]
+        if mirror:
+            pictures = np.ascontiguousarray(pictures[:, :, ::-1])
+            flipped = cut.landmarks[:, [1, 0, 2, 4, 3]]
+            flipped[..., 0] = FRAME_SIDE - flipped[..., 0]
+            cut = replace(cut, landmarks=flipped)
+        return check_action(extract_signals(pictures, cut), action)
 
     return verdict
 
@@ -132,6 +141,14 @@ def test_known_misses_are_still_missed_for_the_known_reason(judge, shared, actio
     verdict = judge(shown, action, shared)
     assert not verdict.performed, "no miss any more: move it to PAIRS"
     assert verdict.reason.startswith(weakest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [Range(GLASSES, 500, 556), Range(PORTRAIT, 0, 200)], ids=str)
+def test_a_slope_in_a_mirror_is_the_other_slope(judge, shared, part):
+    assert judge(part, Action.RIGHT_SLOPE, shared, mirror=True).performed
+    assert not judge(part, Action.LEFT_SLOPE, shared, mirror=True).performed
+    assert not judge(part, Action.RIGHT_SLOPE, shared).performed
 
 
 @pytest.mark.slow
