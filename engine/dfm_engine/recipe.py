@@ -200,7 +200,8 @@ def load_recipe(name_or_path: str | Path, recipe_type: type[R]) -> R:
     elif shipped.is_file():
         text = shipped.read_text(encoding="utf-8")
     else:
-        names = sorted(p.name.removesuffix(".toml") for p in shipped.joinpath("..").iterdir())
+        folder = resources.files("dfm_engine").joinpath("recipes", kind)
+        names = sorted(p.name.removesuffix(".toml") for p in folder.iterdir())
         raise RecipeError(
             f"no {kind} recipe {name_or_path!r}: shipped are {', '.join(names)}; "
             "a file of your own ends in .toml"
@@ -298,20 +299,27 @@ def _check(value: Any, hint: Any, where: str) -> Any:
 def _write(table: dict[str, Any], path: list[str], lines: list[str]) -> None:
     scalars = {k: v for k, v in table.items() if not isinstance(v, dict)}
     if path and (scalars or not table):
-        lines += ["", f"[{'.'.join(path)}]"]
+        lines += ["", f"[{'.'.join(map(_toml_key, path))}]"]
     lines += [
-        f"{key} = {_toml_value(value)}" for key, value in scalars.items() if value is not None
+        f"{_toml_key(key)} = {_toml_value(value)}"
+        for key, value in scalars.items()
+        if value is not None
     ]
     for key, value in table.items():
         if isinstance(value, dict):
             _write(value, [*path, key], lines)
 
 
+def _toml_key(key: str) -> str:
+    is_bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if is_bare else _toml_value(key)
+
+
 def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     return repr(value)
