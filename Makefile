@@ -30,10 +30,17 @@ test-slow: setup ## kill suites, builds on real clips, browser
 test-gpu: setup  ## what needs a CUDA device; a missing one is a failure
 	DFM_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
+demo: setup      ## a small data set from procedural faces, out/demo/report.html
+	$(BIN)/dfm-engine render --out out/demo-clips --drivers 2 --sources 12
+	$(BIN)/dfm-engine build-dataset --recipe demo --weights demo --real out/demo-clips/real \
+	  --driving out/demo-clips/driving --out out/demo
+	$(BIN)/dfm-engine dataset verify out/demo
+	@echo "Look at out/demo/report.html; the data set is out/demo/manifest.parquet and data/"
+
 bench: setup     ## the stages of a build against their ceilings, out/bench
 	$(BIN)/dfm-engine bench build --out out/bench
 
 wheel: setup     ## one wheel with every package
 	$(BIN)/uv build --wheel
 
-.PHONY: help setup lint types test test-slow test-gpu bench wheel
+.PHONY: help setup lint types test test-slow test-gpu demo bench wheel
