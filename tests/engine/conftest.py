@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from dfm_engine.actions import Action
+
+if TYPE_CHECKING:
+    from dfmtest_build import Workbench
 
 TINY = """
 model_params:
@@ -47,6 +51,14 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_256_yaml(tiny_yaml: Path) -> Path:
+    """The same network for larger frames, as large as those of the published weights."""
+    path = tiny_yaml.with_name("tiny-256.yaml")
+    path.write_text(TINY.replace("[64, 64, 3]", "[256, 256, 3]"))
+    return path
+
+
+@pytest.fixture(scope="session")
 def test_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "test.toml"
     path.write_text(RECIPE)
@@ -69,3 +81,28 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_demo_set(folder, settings)
     return folder
+
+
+@pytest.fixture(scope="session")
+def workbench(clips: Path, tiny_yaml: Path, test_recipe: Path) -> Workbench:
+    from dfmtest_build import Workbench
+
+    from dfm_engine import fomm
+    from dfm_engine.backends import TorchRunner
+    from dfm_engine.faces.mtcnn import Mtcnn
+    from dfm_engine.recipe import BuildRecipe, load_recipe
+
+    return Workbench(
+        runner=TorchRunner(fomm.initialise(tiny_yaml, seed=0)),
+        detector=Mtcnn.load(),
+        recipe=load_recipe(test_recipe, BuildRecipe),
+        clips=clips,
+    )
+
+
+@pytest.fixture(scope="session")
+def whole(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of all pairs of `clips`, built without trouble: 6 fakes, 3 reals."""
+    out = tmp_path_factory.mktemp("whole") / "set"
+    assert workbench.build(out).made == 9
+    return out

@@ -63,11 +63,16 @@ def test_a_stage_inside_itself_counts_once(clock: Clock):
 
 def test_a_block_that_fails_counts_its_time_and_not_its_items(clock: Clock):
     meters = Meters()
-    with pytest.raises(ValueError, match="no"), meters.busy("outer", clips=5):
-        clock.now_s += 1
-        with meters.busy("inner", clips=5):
-            clock.now_s += 2
-            raise ValueError("no")
+
+    def fail() -> None:
+        with meters.busy("outer", clips=5):
+            clock.now_s += 1
+            with meters.busy("inner", clips=5):
+                clock.now_s += 2
+                raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
     assert [(m.busy_s, m.clips) for m in meters.stages.values()] == [(1, 0), (2, 0)]
     with meters.busy("after"):  # and leaves nothing open behind
         clock.now_s += 4
