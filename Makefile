@@ -31,7 +31,7 @@ test-gpu: setup  ## what needs a CUDA device; a missing one is a failure
 	DFM_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
 demo: setup      ## a small data set from procedural faces, out/demo/report.html
-	$(BIN)/dfm-engine render --out out/demo-clips --drivers 2 --sources 12
+	$(BIN)/dfm-engine render --out out/demo-clips --drivers 2 --sources 10 --frames 28
 	$(BIN)/dfm-engine build-dataset --recipe demo --weights demo --real out/demo-clips/real \
 	  --driving out/demo-clips/driving --out out/demo
 	$(BIN)/dfm-engine dataset verify out/demo
