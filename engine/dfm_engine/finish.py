@@ -26,7 +26,7 @@ from dfm_engine.report.data import ReportData, StageTiming
 from dfm_engine.report.examples import examples_from_manifest
 from dfm_engine.report.write import NAME as REPORT
 from dfm_engine.report.write import write_report
-from dfm_engine.split import SplitRow, assign_splits
+from dfm_engine.split import PARTS, SplitRow, assign_splits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def finish(
         shortfall={action.value: missing for action, missing in short.items()},
         quarantined=len(quarantine),
         made=made,
-        warnings=(*inputs.warnings, *_absent_actions(planner)),
+        warnings=(*inputs.warnings, *_absent_actions(planner), *_empty_parts(rows, options.recipe)),
         timings=meters.to_json(),
         problem=_problem(options, inputs, len(kept), short, refused_inputs, markers),
     )
@@ -231,6 +231,16 @@ def _problem(
 def _absent_actions(planner: Planner) -> tuple[str, ...]:
     absent = [action.value for action in Action if action not in planner.candidates]
     return (f"no usable driving clip for: {', '.join(absent)}",) if absent else ()
+
+
+def _empty_parts(rows: Sequence[Row], recipe: BuildRecipe) -> tuple[str, ...]:
+    empty = [part for part in PARTS if not any(row["split"] == part for row in rows)]
+    if not empty:
+        return ()
+    return (
+        f"no clip in the split's {' and '.join(empty)}: shares are met on average only, and "
+        f"{recipe.splits.kind} has few to draw from here",
+    )
 
 
 def quarantined_inputs(

@@ -205,6 +205,7 @@ class Workshop:
                     job.candidate.action,
                     detector=self._detector,
                     settings=self._recipe.screen,
+                    source=job.source.look,
                     external=external,
                 )
             yield Screened(job, frames, verdict)

@@ -25,7 +25,7 @@ from dfm_engine.fomm.values import Keypoints, SourceFeatures
 from dfm_engine.prepare import Prepared
 from dfm_engine.progress import Meters
 from dfm_engine.recipe import BuildRecipe
-from dfm_engine.screen import Detector, Signals, extract_signals, look
+from dfm_engine.screen import Detector, Signals, extract_signals, look, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class OpenSource:
         clip, prepared: what it is and what was measured of it.
         frames: uint8 (T, S, S, 3), the canonical frames; one frame for a still.
         features, keypoints: one row each, of the source image.
+        look: what the screen measures of the source image; None where it finds no face.
     """
 
     clip: SourceClip
@@ -43,6 +44,7 @@ class OpenSource:
     frames: Pixels
     features: SourceFeatures
     keypoints: Keypoints
+    look: Signals | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,9 @@ class Shelf:
         frames = self.source_frames(sha256)
         with self._meters.busy("source features", clips=1, frames=1):
             features, keypoints = prepare_source(frames[prepared.source_index], runner=self._runner)
-        opened = OpenSource(clip, prepared, frames, features, keypoints)
+        with self._meters.busy("screen", frames=1):
+            seen = measure(frames[prepared.source_index][None], self._detector, every_n=1)
+        opened = OpenSource(clip, prepared, frames, features, keypoints, seen)
         self._source = sha256, opened
         return opened
 
