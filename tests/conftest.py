@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; before torch
+
 settings.register_profile("dfm", deadline=None)  # a busy machine is no failure
 settings.load_profile("dfm")
 

@@ -235,6 +235,15 @@ def evaluate_fomm(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the table and the sheet.")] = None,
     identities: Annotated[int, typer.Option(help="Rendered people.", min=1)] = 100,
+    moments: Annotated[
+        int, typer.Option(help="Frames per action and person, the peak among them.", min=1)
+    ] = 2,
+    screen_clips: Annotated[
+        int,
+        typer.Option(
+            "--screen", help="Whole clips per action that the screen of a build judges.", min=0
+        ),
+    ] = 0,
     clips: Annotated[int, typer.Option(help="Most clips of --data; 0: all.", min=0)] = 0,
     mode: Annotated[str, typer.Option(help="abs, rel, rel_adapt or rel_nojac.")] = "rel_adapt",
     device: Device = "auto",
@@ -242,16 +251,21 @@ def evaluate_fomm(
 ) -> None:
     """Measure a motion model: how close, how well it moves, what a face detector sees."""
     from dfm_engine.fomm.evaluate import run_evaluate_fomm
+    from dfm_engine.progress import Counter
 
-    result = run_evaluate_fomm(
-        _load_fomm(weights, fomm_config, align_corners=True),
-        data=data,
-        out=out,
-        identities=identities,
-        clips=clips,
-        mode=cast("TransferMode", mode),  # checked there
-        device=device,
-    )
+    with Counter("evaluate", "animations") as count:
+        result = run_evaluate_fomm(
+            _load_fomm(weights, fomm_config, align_corners=True),
+            data=data,
+            out=out,
+            identities=identities,
+            moments=moments,
+            clips=clips,
+            mode=cast("TransferMode", mode),  # checked there
+            device=device,
+            screen_clips=screen_clips,
+            progress=count,
+        )
     _say(result.table())
     _finish(result.to_json(), as_json, 0)
 
@@ -347,6 +361,12 @@ def render(
 
 def main() -> None:
     """The console script: run a command; an error becomes one line and an exit code."""
+    # Read once, when torch loads OpenMP. Threads that spin while they wait take the cores from the
+    # encoder's: two threads of a busy two-core machine animated 5 frames/s so, and 25 to 40 asleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Torch's threads would spin while they wait, on cores that the encode workers need: with one
+    # other busy process per core a frame took 3.5 times as long (two cores, demo weights).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=os.environ.get("DFM_LOG", "WARNING"), format="%(name)s: %(message)s")
     try:
         with stop_on_signals():
