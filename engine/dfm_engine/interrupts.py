@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(BaseException):
@@ -66,15 +67,21 @@ def draining_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Within the block INT and TERM raise `Interrupted`, so that every command ends alike."""
+    """Within the block INT and TERM raise `Interrupted`, so that every command ends alike.
+
+    After one has ended the block both are ignored: the process is about to end with its exit code.
+    """
 
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, on_signal) for number in numbers}
+    before: dict[signal.Signals, Any] = {n: signal.signal(n, on_signal) for n in numbers}
     try:
         yield
+    except Interrupted:
+        before = dict.fromkeys(numbers, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

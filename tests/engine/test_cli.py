@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ from dfm_engine.errors import CheckFailed, EnvironmentUnfit, ShortfallError, Usa
 from dfm_engine.interrupts import Interrupted
 
 HEAVY = ("torch", "torchvision", "av", "scipy", "pyarrow", "PIL", "numpy", "onnxruntime", "yaml")
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """A command that was interrupted ignores signals from then on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -91,6 +102,8 @@ def test_every_error_ends_in_its_code_and_one_line(capfd, monkeypatch, error, co
     monkeypatch.delenv("DFM_DEBUG", raising=False)
     found, out, err = call(capfd)
     assert (found, out) == (code, "")
+    if isinstance(error, Interrupted):  # a second signal must not change the exit code
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if not isinstance(error, BrokenPipeError):
         assert err.count("\n") == 1
         assert err.startswith("dfm-engine: ")
