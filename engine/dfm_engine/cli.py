@@ -361,9 +361,6 @@ def render(
 
 def main() -> None:
     """The console script: run a command; an error becomes one line and an exit code."""
-    # Read once, when torch loads OpenMP. Threads that spin while they wait take the cores from the
-    # encoder's: two threads of a busy two-core machine animated 5 frames/s so, and 25 to 40 asleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Torch's threads would spin while they wait, on cores that the encode workers need: with one
     # other busy process per core a frame took 3.5 times as long (two cores, demo weights).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
