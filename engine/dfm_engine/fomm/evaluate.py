@@ -8,13 +8,12 @@ Every number stands beside that of the copy baseline, which shows the source pic
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,11 +25,16 @@ from dfm_engine.actions import Action
 from dfm_engine.errors import EnvironmentUnfit, UsageError
 from dfm_engine.fomm import metrics
 from dfm_engine.fomm.config import ConfigSource
+from dfm_engine.fomm.evaluation_result import EvaluateResult, Row
+from dfm_engine.fomm.evaluation_screen import ScreenedAction, screen_rendered
 from dfm_engine.fomm.evaluation_shots import Shot, folder_shots, rendered_shots
 from dfm_engine.fomm.metrics import FaceAgreement
 from dfm_engine.fomm.model import Fomm, load
 from dfm_engine.fomm.train_files import write_text
 from dfm_engine.fomm.transfer import TransferMode
+
+if TYPE_CHECKING:
+    from dfm_engine.faces.mtcnn import Mtcnn
 
 log = logging.getLogger(__name__)
 
@@ -47,118 +51,11 @@ GOALS = {
     "blink_gain": 0.7,
     "open_mouth_gain": 0.5,
     "found_share": 0.95,
+    "screened_actions": 8.0,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Means over all frames of one label and kind."""
-
-    label: str
-    kind: str
-    frames: int
-    l1: float
-    psnr_db: float
-    ssim: float
-    copy_psnr_db: float
-    copy_l1: float
-    copy_ssim: float
-    gain: float | None = None
-
-    @property
-    def over_copy_db(self) -> float:
-        """PSNR above the copy baseline's."""
-        return self.psnr_db - self.copy_psnr_db
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateResult:
-    """What was measured; `table()` is for people.
-
-    Attributes:
-        weights_sha256: of the evaluated file.
-        data: what it was evaluated on.
-        rows: per label and kind; label "all" is the mean over every frame of a kind.
-        faces: "self" and "cross" -> what the face detector sees; empty without a detector.
-        goals: name -> (found, wanted), for rendered people.
-        frames_per_s: animated frames per second, keypoints included.
-        device: where.
-    """
-
-    weights_sha256: str
-    data: dict[str, Any]
-    rows: tuple[Row, ...]
-    faces: dict[str, FaceAgreement]
-    goals: dict[str, tuple[float, float]]
-    frames_per_s: float
-    device: str
-    notes: tuple[str, ...] = field(default_factory=tuple)
-
-    @property
-    def missed(self) -> tuple[str, ...]:
-        """Goals that were not reached."""
-        return tuple(name for name, (found, wanted) in self.goals.items() if not found >= wanted)
-
-    def row(self, label: str, kind: str) -> Row:
-        """One row.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for row in self.rows:
-            if (row.label, row.kind) == (label, kind):
-                return row
-        raise KeyError(f"{label} {kind}")
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "weights_sha256": self.weights_sha256,
-            "data": self.data,
-            "rows": [
-                {**dataclasses.asdict(row), "over_copy_db": row.over_copy_db} for row in self.rows
-            ],
-            "faces": {kind: dataclasses.asdict(faces) for kind, faces in self.faces.items()},
-            "goals": {
-                name: {"found": found, "wanted": wanted, "met": found >= wanted}
-                for name, (found, wanted) in self.goals.items()
-            },
-            "frames_per_s": self.frames_per_s,
-            "device": self.device,
-            "notes": list(self.notes),
-        }
-
-    def table(self) -> str:
-        """Markdown: one line per label and kind, then faces, then goals."""
-        lines = [
-            "| | kind | frames | L1 | PSNR dB | copy dB | over copy | SSIM | gain |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for row in self.rows:
-            gain = "" if row.gain is None else f"{row.gain:.2f}"
-            lines.append(
-                f"| {row.label} | {row.kind} | {row.frames} | {row.l1:.4f} | {row.psnr_db:.2f} | "
-                f"{row.copy_psnr_db:.2f} | {row.over_copy_db:+.2f} | {row.ssim:.3f} | {gain} |"
-            )
-        if self.faces:
-            lines += [
-                "",
-                "| MTCNN | found | AKD-5 px | miss rate | yaw / pitch / roll error | correlation |",
-                "| --- | --- | --- | --- | --- | --- |",
-            ]
-        for kind, faces in self.faces.items():
-            lines.append(
-                f"| {kind} | {100 * faces.found_share:.1f} % | {faces.akd_px:.2f} | "
-                f"{100 * faces.miss_rate:.1f} % | {faces.yaw_error_deg:.1f}° / "
-                f"{faces.pitch_error_deg:.1f}° / {faces.roll_error_deg:.1f}° | "
-                f"{faces.pose_correlation:.3f} |"
-            )
-        if self.goals:
-            lines += ["", "| goal | found | wanted | |", "| --- | --- | --- | --- |"]
-        for name, (found, wanted) in self.goals.items():
-            met = "met" if found >= wanted else "missed"
-            lines.append(f"| {name} | {found:.2f} | {wanted:.2f} | {met} |")
-        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+SCREEN_SHARE = 0.6
+"""Of an action's animations; the goal counts the actions where the screen accepts as many."""
+SCREEN_FIRST_SEED = 50_000  # below training's 100 000, above those of the shots
 
 
 def run_evaluate_fomm(
@@ -175,6 +72,8 @@ def run_evaluate_fomm(
     align_corners: bool = True,
     device: str = "auto",
     with_faces: bool = True,
+    screen_clips: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> EvaluateResult:
     """Measure weights on rendered people, or on a folder of clips.
 
@@ -191,6 +90,9 @@ def run_evaluate_fomm(
         align_corners: how the weights were trained.
         device: "auto", "cpu", "cuda" or "cuda:N".
         with_faces: look with MTCNN too, where it is installed.
+        screen_clips: animate so many whole clips of each action, and ask the screen of a build;
+            only of rendered people, and where MTCNN is installed.
+        progress: called with the animations done and all of them, for rendered people.
     """
     from dfm_engine.fomm.train import pick_device
 
@@ -199,6 +101,9 @@ def run_evaluate_fomm(
     if not isinstance(fomm, Fomm):
         fomm = load(fomm, config, align_corners=align_corners)
     fomm = fomm.to(where).eval()
+    if data is not None and screen_clips:
+        raise UsageError("the screen judges clips of rendered people; leave --data or --screen out")
+    total = identities * len(Action) * 2 + screen_clips * len(Action)  # where people are rendered
     if data is None:
         shots = rendered_shots(
             fomm.frame_size[0], identities, first_seed, moments=moments, device=where
@@ -217,27 +122,43 @@ def run_evaluate_fomm(
     tally = _Tally(detector)
     sheet = _Sheet(kind="cross" if data is None else "self")
     count, seconds = 0, 0.0
-    for shot in shots:
+    for done, shot in enumerate(shots, start=1):
         started = time.monotonic()
-        rest, prediction = animate_shot(fomm, shot, mode=mode)
+        has_gain = shot.boxes is not None
+        rest, prediction = animate_shot(fomm, shot, mode=mode, with_rest=has_gain)
         if where.type == "cuda":
             torch.cuda.synchronize()
         seconds += time.monotonic() - started
-        count += 1 + len(prediction)
+        count += len(rest) + len(prediction)
         tally.add(shot, prediction, rest)
         sheet.add(shot, prediction)
+        if progress is not None and data is None:
+            progress(done, total)
     if not count:
         raise UsageError("nothing to evaluate: no people and no clips")
     rows = tally.rows()
     faces = tally.faces()
+    screen: tuple[ScreenedAction, ...] = ()
+    if screen_clips and detector is not None:
+        screen = screen_rendered(
+            fomm,
+            detector,
+            clips=screen_clips,
+            first_seed=SCREEN_FIRST_SEED,
+            mode=mode,
+            device=where,
+            progress=progress
+            and (lambda done, _: progress(total - 10 * screen_clips + done, total)),
+        )
     result = EvaluateResult(
         weights_sha256=fomm.weights_sha256,
         data=facts,
         rows=rows,
         faces=faces,
-        goals=_goals(rows, faces) if data is None else {},
+        goals=_goals(rows, faces, screen) if data is None else {},
         frames_per_s=count / max(seconds, 1e-9),
         device=str(where),
+        screen=screen,
         notes=tuple(notes),
     )
     if out is not None:
@@ -251,19 +172,22 @@ def run_evaluate_fomm(
 
 @torch.inference_mode()
 def animate_shot(
-    fomm: Fomm, shot: Shot, *, mode: TransferMode, rows: int = 32
+    fomm: Fomm, shot: Shot, *, mode: TransferMode, rows: int = 32, with_rest: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """What is predicted before the motion starts (1, 3, H, W), and in it (T, 3, H, W)."""
+    """What is predicted before the motion starts (1, 3, H, W), and in it (T, 3, H, W).
+
+    The first has no row where `with_rest` is false.
+    """
     kp_source, kp_initial = fomm.keypoints(shot.source), fomm.keypoints(shot.initial)
     features = fomm.encode_source(shot.source)
     parts: list[Tensor] = []
-    driving = torch.cat([shot.initial, shot.driving])
+    driving = torch.cat([shot.initial, shot.driving]) if with_rest else shot.driving
     for start in range(0, len(driving), rows):
         kp_driving = fomm.keypoints(driving[start : start + rows])
         moved = fomm.transfer(kp_source, kp_driving, kp_initial, mode=mode)
         parts.append(fomm.animate(features, kp_source, moved).prediction)
     predicted = torch.cat(parts)
-    return predicted[:1], predicted[1:]
+    return predicted[: int(with_rest)], predicted[int(with_rest) :]
 
 
 class _Tally:
@@ -358,7 +282,9 @@ class _Sheet:
 
 
 def _goals(
-    rows: tuple[Row, ...], faces: dict[str, FaceAgreement]
+    rows: tuple[Row, ...],
+    faces: dict[str, FaceAgreement],
+    screen: tuple[ScreenedAction, ...],
 ) -> dict[str, tuple[float, float]]:
     by = {(row.label, row.kind): row for row in rows}
     found = {
@@ -369,15 +295,19 @@ def _goals(
     }
     if faces:
         found["found_share"] = min(seen.found_share for seen in faces.values())
+    if screen:
+        found["screened_actions"] = float(
+            sum(row.accepted >= SCREEN_SHARE * row.clips for row in screen)
+        )
     return {name: (value, GOALS[name]) for name, value in found.items()}
 
 
-def _detector(device: torch.device, notes: list[str]) -> metrics.Detector | None:
-    from dfm_engine.faces.mtcnn import Mtcnn
-
+def _detector(device: torch.device, notes: list[str]) -> Mtcnn | None:
     try:
-        return Mtcnn.load(str(device))  # pyright: ignore[reportReturnType]
-    except EnvironmentUnfit as error:
+        from dfm_engine.faces.mtcnn import Mtcnn
+
+        return Mtcnn.load(str(device))
+    except (EnvironmentUnfit, ModuleNotFoundError) as error:  # a package of it is not installed
         notes.append(f"Without face detection: {error}")
         log.warning("evaluate  %s", notes[-1])
         return None

@@ -27,7 +27,7 @@ GAIN_BOXES = {
     Action.EMBARRASSMENT: "mouth",
 }
 _CLIP_FRAMES = 45
-_ZOOM = (1.2, 1.4)  # as a build's face crops
+BUILD_ZOOM = (1.2, 1.4)  # as a build's face crops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ def rendered_shots(
         for action in actions:
             clip = action_states(action, _CLIP_FRAMES, seed)
             states += [clip[[0]], clip[_moments(clip.values, moments)]]
-        people = [framed(Identity.draw(s), _ZOOM) for s in (seed, other)]
+        people = [framed(Identity.draw(s), BUILD_ZOOM) for s in (seed, other)]
         drawn = render(people, States.join(states * 2), size, device=device, noise_seed=seed)
         frames = drawn.frames.permute(0, 3, 1, 2).to(torch.float32) / 255
         own, theirs = frames.chunk(2)

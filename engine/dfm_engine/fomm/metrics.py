@@ -107,7 +107,9 @@ class Found(Protocol):
 class Detector(Protocol):
     """Finds faces, as `faces.mtcnn.Mtcnn`."""
 
-    def detect(self, frames: Pixels | Tensor, *, min_face_px: float = 20.0) -> list[list[Found]]:
+    def detect(
+        self, frames: Pixels | Tensor, *, min_face_px: float = 20.0
+    ) -> Sequence[Sequence[Found]]:
         """Faces of each frame of uint8 (N, H, W, 3), largest first."""
         ...
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dfm_engine.actions import Action
 from dfm_engine.clip import Box
+from dfm_engine.errors import UsageError
 from dfm_engine.faces.mtcnn import Face
 from dfm_engine.fomm import metrics
 from dfm_engine.fomm.evaluate import animate_shot, run_evaluate_fomm
+from dfm_engine.fomm.evaluation_screen import ScreenedAction, screen_rendered
 from dfm_engine.fomm.evaluation_shots import Shot, gain_boxes
 from dfm_engine.fomm.model import initialise
 from dfm_engine.fomm.model_card import (
@@ -24,6 +27,7 @@ from dfm_engine.fomm.model_card import (
 )
 from dfm_engine.fomm.train import run_train_fomm
 from dfm_engine.fomm.train_recipe import load_train_recipe
+from dfm_engine.screen import Signals
 
 
 def test_ssim_and_psnr_agree_with_scikit_image() -> None:
@@ -181,3 +185,82 @@ def test_the_model_card_states_machine_departures_and_gaps(smoke) -> None:
     paper = load_train_recipe("paper")
     with_vgg = replace(paper, losses=replace(paper.losses, vgg_weights="vgg19.pth"))
     assert departures_from_published(with_vgg) == []
+
+
+def test_a_missing_package_of_the_detector_costs_the_faces_alone(
+    smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(device: str) -> None:
+        raise ModuleNotFoundError("No module named 'lz4'", name="lz4")
+
+    monkeypatch.setattr("dfm_engine.faces.mtcnn.Mtcnn.load", absent)
+    result = run_evaluate_fomm(
+        initialise(smoke.model, seed=3), identities=1, moments=1, device="cpu", screen_clips=1
+    )
+    assert result.faces == {}
+    assert result.screen == ()
+    assert "screened_actions" not in result.goals
+    assert "lz4" in result.notes[0]
+
+
+def test_the_screen_is_asked_of_rendered_people_only(smoke, clips: Path) -> None:
+    with pytest.raises(UsageError, match="--screen"):
+        run_evaluate_fomm(initialise(smoke.model, seed=3), data=clips, screen_clips=1)
+
+
+def test_the_goal_of_the_screen_counts_actions(monkeypatch: pytest.MonkeyPatch, smoke) -> None:
+    accepted = [3, 3, 2, 2, 2, 2, 1, 0, 3, 3]  # of 3; 2 is more than 60 %
+
+    def screened(*args: object, clips: int, **more: object) -> tuple[ScreenedAction, ...]:
+        return tuple(
+            ScreenedAction(
+                action=action.value, clips=clips, driven=3, performed=3, accepted=count, reasons=()
+            )
+            for action, count in zip(Action, accepted, strict=True)
+        )
+
+    monkeypatch.setattr("dfm_engine.fomm.evaluate.screen_rendered", screened)
+    monkeypatch.setattr("dfm_engine.fomm.evaluate._detector", lambda *_: OneFace())
+    told: list[tuple[int, int]] = []
+    result = run_evaluate_fomm(
+        initialise(smoke.model, seed=3), identities=1, moments=1, device="cpu", screen_clips=3,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert result.goals["screened_actions"] == (8.0, 8.0)
+    assert "| yaw | 3 | 3 | 3 |" in result.table()
+    assert result.to_json()["screen"][6]["accepted"] == 1
+    assert told[:2] == [(1, 50), (2, 50)]
+
+
+def test_clips_for_the_screen_are_animated_whole_and_judged_as_in_a_build(
+    smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[np.ndarray] = []
+
+    def measured(frames: np.ndarray, detector: object, **_: object) -> Signals | None:
+        looked.append(frames)
+        is_animation = len(looked) % 3 == 2  # driving clip, animation, source image
+        return None if is_animation else _turning(len(frames))
+
+    monkeypatch.setattr("dfm_engine.fomm.evaluation_screen.measure", measured)
+    monkeypatch.setattr("dfm_engine.fomm.evaluation_screen.Action", (Action.YAW, Action.NOD))
+    monkeypatch.setattr("dfm_engine.fomm.evaluation_screen.CLIP_FRAMES", 16)
+    result = screen_rendered(
+        initialise(smoke.model, seed=3), OneFace(), clips=1, first_seed=0, mode="rel_adapt",
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    assert [len(frames) for frames in looked] == 2 * [16, 16, 1]
+    driving, animation, source = looked[:3]
+    assert not np.array_equal(driving[0], source[0])  # another person
+    assert np.abs(np.diff(animation.astype(int), axis=0)).max() > 0
+    by = {row.action: row for row in result}
+    assert (by["yaw"].driven, by["nod"].driven) == (1, 0)
+    assert all(row.performed == row.accepted == 0 for row in result)
+    assert by["yaw"].reasons[0] == "no frame of the animation holds a face"
+
+
+def _turning(frames: int) -> Signals:
+    still = np.full(frames, 0.5, np.float32)
+    curves = {field.name: still for field in fields(Signals) if field.type == "Curve"}
+    curves["yaw_deg"] = 30 * np.sin(np.linspace(0, np.pi, frames)).astype(np.float32)
+    return Signals(**curves, found_share=1.0, still_share=0.0, sharpness=1.0)
