@@ -15,7 +15,7 @@ from dfm_engine.columns import Row, path_of_text
 from dfm_engine.errors import MediaError
 from dfm_engine.media.decode import read_frames, read_still
 from dfm_engine.report.data import Example
-from dfm_engine.report.pictures import crop_box, evenly
+from dfm_engine.report.pictures import STRIP_FRAMES, crop_box, evenly
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def examples_from_manifest(
     driving_root: Path,
     per_action: int = 2,
     refused_per_action: int = 1,
+    frames: int = STRIP_FRAMES,
 ) -> list[Example]:
     """Examples of every action: kept animations, then refused ones whose raw clip was kept.
 
@@ -42,6 +43,7 @@ def examples_from_manifest(
         driving_root: the same for driving paths.
         per_action: kept animations per action, of different sources where there are some.
         refused_per_action: refused ones.
+        frames: of each driving clip, evenly spread.
     """
     files = {(row["clip_id"], row["quality"]): row for row in rows if row["path"]}
     examples: list[Example] = []
@@ -57,7 +59,7 @@ def examples_from_manifest(
         refused = _different_sources([row for row in fakes if row["outcome"] != "passed"])
         for row in (*kept[:per_action], *refused[:refused_per_action]):
             twin = files.get((row["pair_clip_id"] or "", SHOWN_QUALITY))
-            examples.append(_example(out, row, twin, real_root, driving_root))
+            examples.append(_example(out, row, twin, real_root, driving_root, frames))
     return examples
 
 
@@ -72,7 +74,9 @@ def _different_sources(rows: list[Row]) -> list[Row]:
     return [row for _, _, row in sorted(keyed, key=lambda item: item[:2])]
 
 
-def _example(out: Path, row: Row, twin: Row | None, real_root: Path, driving_root: Path) -> Example:
+def _example(
+    out: Path, row: Row, twin: Row | None, real_root: Path, driving_root: Path, frames: int
+) -> Example:
     result = out / row["path"]
     videos = [(f"fake, {row['quality']}", result)]
     if twin is not None:
@@ -88,7 +92,7 @@ def _example(out: Path, row: Row, twin: Row | None, real_root: Path, driving_roo
         action=Action(row["action"]),
         name=row["clip_id"],
         source=_source_image(row, real_root),
-        driving=_driving_frames(row, driving_root),
+        driving=_driving_frames(row, driving_root, frames),
         result=result,
         real=None if twin is None else out / twin["path"],
         videos=tuple(videos),
@@ -110,11 +114,11 @@ def _source_image(row: Row, root: Path) -> Image | None:
         return None
 
 
-def _driving_frames(row: Row, root: Path) -> NDArray[np.uint8] | None:
+def _driving_frames(row: Row, root: Path, count: int) -> NDArray[np.uint8] | None:
     if not row["driving_path"]:
         return None
     path = root / path_of_text(row["driving_path"])
-    frames = evenly(_first(_read_range(path, row), row["frames"]))
+    frames = evenly(_first(_read_range(path, row), row["frames"]), count)
     if not frames:
         return None
     stacked = np.stack(frames)

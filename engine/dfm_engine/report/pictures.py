@@ -34,16 +34,18 @@ def evenly(frames: Iterable[NDArray[np.uint8]], count: int = STRIP_FRAMES) -> li
     return [small[place] for place in places]
 
 
-def load_strip(frames: Pixels | Path | None) -> list[NDArray[np.uint8]]:
+def load_strip(
+    frames: Pixels | Path | None, *, count: int = STRIP_FRAMES
+) -> list[NDArray[np.uint8]]:
     """The frames of a strip; none where the file cannot be read."""
     if frames is None:
         return []
     if not isinstance(frames, Path):
-        return evenly(iter(frames))
+        return evenly(iter(frames), count)
     from dfm_engine.media.decode import read_frames
 
     try:
-        return evenly(read_frames(frames))
+        return evenly(read_frames(frames), count)
     except MediaError as error:
         _log.warning("report: %s", error)
         return []
