@@ -19,20 +19,18 @@ import torch
 from dfm_bench.measure import Input, Row, Timing, clock_for, measure
 from dfm_bench.roofline import count_flops, measure_matrix_product
 from dfm_engine.animate import AnimationJob, animate_jobs, prepare_driving, prepare_source
-from dfm_engine.backends import Runner
 from dfm_engine.clip import QUALITIES, Box, Pixels, Quality
 from dfm_engine.errors import ShortfallError
 from dfm_engine.faces.framing import SEARCH_SHARE, SMALLEST_SEARCH_PX
 from dfm_engine.fomm.transfer import transfer
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
+from dfm_engine.machinery import Machinery
 from dfm_engine.media.decode import read_frames
 from dfm_engine.media.encode import encode_clip, provenance_comment, rgb_to_i420
 from dfm_engine.media.pool import EncodePool
 from dfm_engine.options import BuildOptions, list_inputs
 from dfm_engine.pixels import images_from_frames
-from dfm_engine.prepare import Framer
 from dfm_engine.recipe import BuildRecipe
-from dfm_engine.screen import Detector
 from dfm_engine.screen.look import SMALLEST_FACE
 from dfm_kernels.crop import Cropper
 
@@ -41,18 +39,6 @@ __all__ = ["Machinery", "Material", "measure_ceilings", "stage_ceilings"]
 CLIPS = 4  # real clips that the measurements rotate through
 DETECT_FRAMES = 16  # frames per detector call
 COMMENT = provenance_comment({"synthetic": True})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machinery:
-    """What a build is run with; see `build.build_dataset`."""
-
-    runner: Runner
-    detector: Detector
-    framer: Framer
-    batch_size: int
-    threads: int
-    workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfm_bench.ceilings import Machinery, Material, measure_ceilings, stage_ceilings
+from dfm_bench.ceilings import Material, measure_ceilings, stage_ceilings
 from dfm_bench.facts import read_facts
 from dfm_bench.measure import Row, StageRow, Timing
 from dfm_bench.report import BenchReport
 from dfm_engine.actions import Action
 from dfm_engine.build import BuildOptions, BuildSummary, build_dataset
 from dfm_engine.errors import CheckFailed
+from dfm_engine.machinery import Machinery
 from dfm_engine.recipe import BuildRecipe, Clips, Plan, Screen, Sources
 from dfm_engine.synthetic import DemoSetSettings, write_demo_set
 from dfm_engine.verify import verify_dataset
 
-__all__ = ["FULL", "QUICK", "Machinery", "Workload", "run_bench_build"]
+__all__ = ["FULL", "QUICK", "Workload", "run_bench_build"]
 
 WORKERS_APART = ("encode",)  # stages beside the main thread
 REST = "waiting, and the rest"

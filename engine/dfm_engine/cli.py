@@ -20,16 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 
 from dfm_engine.errors import DfmError, UsageError
-from dfm_engine.interrupts import Interrupted, StopRequest, draining_signals, stop_on_signals
+from dfm_engine.interrupts import Interrupted, draining_signals, stop_on_signals
 
 if TYPE_CHECKING:
-    from dfm_engine.build import BuildOptions, BuildSummary
-    from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
-    from dfm_engine.faces.mtcnn import Mtcnn
-    from dfm_engine.fomm.model import Fomm
     from dfm_engine.fomm.transfer import TransferMode
-    from dfm_engine.prepare import Framer
-    from dfm_engine.recipe import BuildRecipe
 
 app = typer.Typer(
     name="dfm-engine",
@@ -93,8 +87,9 @@ def probe(
     check = None
     if faces:
         from dfm_engine.faces.check import check_faces
+        from dfm_engine.faces.mtcnn import Mtcnn
 
-        check = functools.partial(check_faces, detector=_detector(), recipe=recipe)
+        check = functools.partial(check_faces, detector=Mtcnn.load("cpu"), recipe=recipe)
     report = run_probe(paths, faces=check, limits=recipe.limits)
     report.print()
     _finish(report.to_json(), as_json, report.exit_code)
@@ -131,6 +126,7 @@ def build_dataset(
 ) -> None:
     """Build a data set: real clips and their fakes, screened, in three qualities."""
     from dfm_engine.build import BuildOptions
+    from dfm_engine.machinery import weights_banner
     from dfm_engine.recipe import BuildRecipe, load_recipe
     from dfm_engine.screen import import_verdicts
 
@@ -144,7 +140,7 @@ def build_dataset(
         identity_csv=identity_csv,
         identity_regex=identity_regex,
         verdicts=import_verdicts(verdicts) if verdicts else None,
-        banner=_weights_banner(weights),
+        banner=weights_banner(weights),
     )
     if dry_run:
         from dfm_engine.dry_run import survey
@@ -152,8 +148,24 @@ def build_dataset(
         outlook = survey(options)
         outlook.print()
         _finish(outlook.to_json(), as_json, 0)
+    from dfm_engine.build import build_dataset as build
+    from dfm_engine.machinery import load_machinery
+
     with draining_signals() as stop:
-        summary = _run_build(options, weights, fomm_config, device, stop)
+        machinery = load_machinery(
+            options.recipe, weights=weights, config=fomm_config, device=device
+        )
+        summary = build(
+            options,
+            runner=machinery.runner,
+            detector=machinery.detector,
+            framer=machinery.framer,
+            workers=machinery.workers,
+            batch_size=machinery.batch_size,
+            threads=machinery.threads,
+            stop=stop,
+            say=_say,
+        )
     summary.print()
     _finish(summary.to_json(), as_json, summary.exit_code)
 
@@ -165,11 +177,12 @@ def screen(
     as_json: Json = False,
 ) -> None:
     """Say whether a clip performs an action, and by which measurements; exit 3 if it does not."""
+    from dfm_engine.faces.mtcnn import Mtcnn
     from dfm_engine.recipe import BuildRecipe
     from dfm_engine.screen.command import run_screen
 
     recipe = BuildRecipe()
-    result = run_screen(clip, action, detector=_detector(), recipe=recipe)
+    result = run_screen(clip, action, detector=Mtcnn.load("cpu"), recipe=recipe)
     result.print()
     _finish(result.to_json(), as_json, result.exit_code)
 
@@ -251,11 +264,12 @@ def evaluate_fomm(
 ) -> None:
     """Measure a motion model: how close, how well it moves, what a face detector sees."""
     from dfm_engine.fomm.evaluate import run_evaluate_fomm
+    from dfm_engine.machinery import load_fomm
     from dfm_engine.progress import Counter
 
     with Counter("evaluate", "animations") as count:
         result = run_evaluate_fomm(
-            _load_fomm(weights, fomm_config, align_corners=True),
+            load_fomm(weights, fomm_config),
             data=data,
             out=out,
             identities=identities,
@@ -285,31 +299,20 @@ def bench_build(
 
     The clips are rendered, so that everybody measures the same.
     """
-    import torch
-
-    from dfm_bench.stages import FULL, QUICK, Machinery, run_bench_build
-    from dfm_engine.backends import TorchRunner, plan_batch_size
-    from dfm_engine.machine import read_cores
+    from dfm_bench.stages import FULL, QUICK, run_bench_build
+    from dfm_engine.machinery import load_machinery, weights_banner
 
     workload = QUICK if quick else FULL
     weights = weights or _bench_weights()
-    where, cores = _device(device), max(1, int(read_cores()))
-    torch.set_num_threads(cores)
-    fomm = _load_fomm(weights, fomm_config, align_corners=workload.recipe.motion.align_corners)
-    detector = _detector(where)
+    machinery = load_machinery(workload.recipe, weights=weights, config=fomm_config, device=device)
     result = run_bench_build(
         workload,
-        Machinery(
-            runner=TorchRunner(fomm, where),
-            detector=detector,
-            framer=_framer(workload.recipe, detector, fomm.frame_size[0]),
-            batch_size=plan_batch_size(fomm.config, where),
-            threads=cores,
-            workers=max(1, cores - 1),
-        ),
+        machinery,
         out=out,
-        command=_bench_command("build", weights, fomm_config, quick=quick, device=where),
-        remark=_weights_banner(weights),
+        command=_bench_command(
+            "build", weights, fomm_config, quick=quick, device=machinery.runner.device.type
+        ),
+        remark=weights_banner(weights),
     )
     result.print()
     _finish(result.to_json(), as_json, result.exit_code)
@@ -323,8 +326,9 @@ def bench_render(
 ) -> None:
     """Time the drawing of procedural faces."""
     from dfm_bench.rendering import run_bench_render
+    from dfm_engine.machinery import pick_device
 
-    where = _device(device)
+    where = pick_device(device)
     result = run_bench_render(
         out=out, device=where, command=f"dfm-engine bench render --out DIR --device {where}"
     )
@@ -381,84 +385,6 @@ def main() -> None:
         _fail(f"unexpected {type(error).__name__}: {error} (DFM_DEBUG=1 shows where)", 1)
 
 
-def _run_build(
-    options: BuildOptions, weights: str, config: Path | None, device: str, stop: StopRequest
-) -> BuildSummary:
-    """The networks of a build, then the build."""
-    import torch
-
-    from dfm_engine.backends import TorchRunner, plan_batch_size
-    from dfm_engine.build import build_dataset as run_build
-    from dfm_engine.machine import read_cores
-
-    cores = max(1, int(read_cores()))
-    torch.set_num_threads(cores)
-    fomm = _load_fomm(weights, config, align_corners=options.recipe.motion.align_corners)
-    where = _device(device)
-    runner = TorchRunner(fomm, where)
-    detector = _detector(where)
-    return run_build(
-        options,
-        runner=runner,
-        detector=detector,
-        framer=_framer(options.recipe, detector, runner.frame_size[0]),
-        workers=max(1, cores - 1),
-        batch_size=options.recipe.plan.batch_size or plan_batch_size(fomm.config, where),
-        threads=cores,
-        stop=stop,
-        say=_say,
-    )
-
-
-def _framer(recipe: BuildRecipe, detector: Mtcnn, size: int) -> Framer:
-    from dfm_engine.clip import DrivingClip
-    from dfm_engine.faces.framing import frame_clip
-
-    def frame(clip: SourceClip | DrivingClip) -> FramedClip:
-        is_driving = isinstance(clip, DrivingClip)
-        return frame_clip(
-            clip.path,
-            detector=detector,
-            size=size,
-            limits=recipe.limits,
-            faces=recipe.faces,
-            clips=recipe.clips,
-            sources=None if is_driving else recipe.sources,
-            start_s=clip.start_s if is_driving else 0.0,
-            end_s=clip.end_s if is_driving else None,
-            mirrored=is_driving and clip.mirrored,
-            is_still=not is_driving and clip.is_still,
-        )
-
-    return frame
-
-
-def _detector(device: str = "cpu") -> Mtcnn:
-    from dfm_engine.faces.mtcnn import Mtcnn
-
-    return Mtcnn.load(device)
-
-
-def _load_fomm(weights: str, config: Path | None, *, align_corners: bool) -> Fomm:
-    from dfm_engine import fomm
-
-    if weights == "random":
-        return fomm.initialise(config, seed=0, align_corners=align_corners)
-    if weights == "demo":
-        from dfm_engine.weights import demo_weights
-
-        return fomm.load(demo_weights(), align_corners=align_corners)
-    return fomm.load(weights, config, align_corners=align_corners)
-
-
-def _weights_banner(weights: str) -> str:
-    return {
-        "random": "The animation model has random weights: every fake here is noise.",
-        "demo": "Fakes by the small demonstration model, trained on procedural faces: "
-        "they show how the engine works, not how good the method is.",
-    }.get(weights, "")
-
-
 def _bench_weights() -> str:
     from dfm_engine.errors import WeightsError
     from dfm_engine.weights import demo_weights
@@ -478,18 +404,6 @@ def _bench_command(
     words += ["--weights", Path(weights).name]
     words += ["--fomm-config", config.name] if config else []
     return " ".join([*words, "--quick"] if quick else words)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device takes auto, cpu or cuda, found {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device; `dfm-engine doctor` says why")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _say(text: str) -> None:

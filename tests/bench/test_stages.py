@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfm_bench import stages as module
-from dfm_bench.ceilings import Machinery, stage_ceilings
+from dfm_bench.ceilings import stage_ceilings
 from dfm_bench.measure import Row, StageRow, Timing
 from dfm_bench.rendering import run_bench_render
 from dfm_bench.report import BenchReport
@@ -31,6 +31,7 @@ from dfm_engine.errors import CheckFailed
 from dfm_engine.faces.framing import frame_clip
 from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.fomm import initialise
+from dfm_engine.machinery import Machinery
 from dfm_engine.recipe import BuildRecipe, Faces, Screen
 
 TINY = {

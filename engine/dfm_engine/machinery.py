@@ -1,0 +1,120 @@
+"""What a command runs with: the networks, loaded, and how much of the machine they may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dfm_engine import fomm
+from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
+from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
+from dfm_engine.errors import UsageError
+from dfm_engine.faces.framing import frame_clip
+from dfm_engine.faces.mtcnn import Mtcnn
+from dfm_engine.fomm.model import Fomm
+from dfm_engine.machine import read_cores
+from dfm_engine.prepare import Framer
+from dfm_engine.recipe import BuildRecipe
+from dfm_engine.screen import Detector
+from dfm_engine.weights import demo_weights
+
+__all__ = ["Machinery", "load_fomm", "load_machinery", "pick_device", "weights_banner"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machinery:
+    """What a build is run with; see `build.build_dataset`."""
+
+    runner: Runner
+    detector: Detector
+    framer: Framer
+    batch_size: int
+    threads: int
+    workers: int
+
+
+def load_machinery(
+    recipe: BuildRecipe, *, weights: str, config: Path | None, device: str
+) -> Machinery:
+    """Load the networks of a build and share out the cores: all to torch, all but one to encoders.
+
+    Args:
+        recipe: of the build.
+        weights: see `load_fomm`.
+        config: likewise.
+        device: auto, cpu or cuda.
+    """
+    cores = max(1, int(read_cores()))
+    torch.set_num_threads(cores)
+    where = pick_device(device)
+    model = load_fomm(weights, config, align_corners=recipe.motion.align_corners)
+    detector = Mtcnn.load(where)
+    return Machinery(
+        runner=TorchRunner(model, where),
+        detector=detector,
+        framer=framer_of(recipe, detector, size=model.frame_size[0]),
+        batch_size=recipe.plan.batch_size or plan_batch_size(model.config, where),
+        threads=cores,
+        workers=max(1, cores - 1),
+    )
+
+
+def load_fomm(weights: str, config: Path | None, *, align_corners: bool = True) -> Fomm:
+    """A FOMM by path, or by the words `demo` (the shipped one) and `random` (seeded noise).
+
+    Raises:
+        WeightsError: absent, damaged, or of another architecture.
+    """
+    if weights == "random":
+        return fomm.initialise(config, seed=0, align_corners=align_corners)
+    if weights == "demo":
+        return fomm.load(demo_weights(), align_corners=align_corners)
+    return fomm.load(weights, config, align_corners=align_corners)
+
+
+def weights_banner(weights: str) -> str:
+    """What a report must say of these weights, if anything."""
+    return {
+        "random": "The animation model has random weights: every fake here is noise.",
+        "demo": "Fakes by the small demonstration model, trained on procedural faces: "
+        "they show how the engine works, not how good the method is.",
+    }.get(weights, "")
+
+
+def framer_of(recipe: BuildRecipe, detector: Mtcnn, *, size: int) -> Framer:
+    """`frame_clip` with the settings of a build bound to it."""
+
+    def frame(clip: SourceClip | DrivingClip) -> FramedClip:
+        is_driving = isinstance(clip, DrivingClip)
+        return frame_clip(
+            clip.path,
+            detector=detector,
+            size=size,
+            limits=recipe.limits,
+            faces=recipe.faces,
+            clips=recipe.clips,
+            sources=None if is_driving else recipe.sources,
+            start_s=clip.start_s if is_driving else 0.0,
+            end_s=clip.end_s if is_driving else None,
+            mirrored=is_driving and clip.mirrored,
+            is_still=not is_driving and clip.is_still,
+        )
+
+    return frame
+
+
+def pick_device(name: str) -> str:
+    """`cpu` or `cuda`, from what `--device` says.
+
+    Raises:
+        UsageError: another word, or a device that is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device takes auto, cpu or cuda, found {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device; `dfm-engine doctor` says why")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
