@@ -1,7 +1,7 @@
 """What the screen of a build says of whole animated clips of rendered people.
 
-Each clip has its own two people: one talks (the source image is the most frontal of the first
-second), the other performs an action; the animation goes through the stages of a build from the
+Each clip has its own two people: one talks (the source image is the most frontal one, mouth open
+or shut), the other performs an action; the animation goes through the stages of a build from the
 framed frames on. In: a model, a detector. Out: a count per action.
 """
 
@@ -27,7 +27,7 @@ from dfm_engine.screen import Detector, Verdict, judge, measure
 from dfm_engine.synthetic import Identity, action_states, idle_states, render
 
 CLIP_FRAMES = 32
-_TALK_FRAMES = 25  # of the source's clip; the source image is chosen among them
+_TALK = slice(12, 52)  # frames of the source's clip to choose from: before them nobody talks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def screen_rendered(
 
 def _people(action: Action, seed: int, size: int, device: torch.device) -> tuple[Pixels, Pixels]:
     """A source image (S, S, 3) of one person, a driving clip (T, S, S, 3) of the next."""
-    talk = idle_states(_TALK_FRAMES, seed)
+    talk = idle_states(_TALK.stop, seed)[_TALK]
     turned = torch.stack([talk.column(name) for name in ("yaw_deg", "pitch_deg", "roll_deg")])
     states = [talk[[int(turned.abs().sum(0).argmin())]], action_states(action, CLIP_FRAMES, seed)]
     frames = [

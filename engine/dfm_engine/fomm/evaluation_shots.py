@@ -6,7 +6,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,19 @@ GAIN_BOXES = {
     Action.SMILE: "mouth",
     Action.SURPRISE: "mouth",
     Action.EMBARRASSMENT: "mouth",
+}
+# What an action moves most, of `STATE_FIELDS`; head and gaze sway a little in every clip.
+_CARRIER = {
+    Action.BLINK: "blink",
+    Action.OPEN_MOUTH: "jaw",
+    Action.YAW: "yaw_deg",
+    Action.NOD: "pitch_deg",
+    Action.RIGHT_SLOPE: "roll_deg",
+    Action.LEFT_SLOPE: "roll_deg",
+    Action.LOOK_UP: "pitch_deg",
+    Action.SMILE: "smile",
+    Action.SURPRISE: "jaw",
+    Action.EMBARRASSMENT: "pitch_deg",
 }
 _CLIP_FRAMES = 45
 BUILD_ZOOM = (1.2, 1.4)  # as a build's face crops
@@ -54,17 +67,22 @@ class Shot:
 
 
 def rendered_shots(
-    size: int, identities: int, first_seed: int, *, moments: int, device: torch.device
+    size: int,
+    identities: int,
+    first_seed: int,
+    *,
+    moments: int,
+    device: torch.device,
+    actions: Sequence[Action] = tuple(Action),
 ) -> Iterator[Shot]:
     """Every action of every person, driven by itself and by the next person in line."""
-    actions = list(Action)
     for number in range(identities):
         seed = first_seed + number
         other = first_seed + (number + 1) % max(2, identities)
         states = []
         for action in actions:
             clip = action_states(action, _CLIP_FRAMES, seed)
-            states += [clip[[0]], clip[_moments(clip.values, moments)]]
+            states += [clip[[0]], clip[_moments(clip, action, moments)]]
         people = [framed(Identity.draw(s), BUILD_ZOOM) for s in (seed, other)]
         drawn = render(people, States.join(states * 2), size, device=device, noise_seed=seed)
         frames = drawn.frames.permute(0, 3, 1, 2).to(torch.float32) / 255
@@ -89,10 +107,10 @@ def rendered_shots(
                 )
 
 
-def _moments(values: Tensor, moments: int) -> list[int]:
-    """The frame farthest from the first, and frames on the way there."""
-    scale = values.std(0).clamp_min(1e-3)
-    peak = int(((values - values[0]) / scale).abs().sum(1).argmax())
+def _moments(states: States, action: Action, moments: int) -> list[int]:
+    """The frame where the action is farthest from the first frame, and frames on the way there."""
+    carrier = states.column(_CARRIER[action])
+    peak = int((carrier - carrier[0]).abs().argmax())
     return [max(1, round(peak * (k + 1) / moments)) for k in range(moments)]
 
 

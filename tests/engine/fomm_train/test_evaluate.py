@@ -17,7 +17,7 @@ from dfm_engine.faces.mtcnn import Face
 from dfm_engine.fomm import metrics
 from dfm_engine.fomm.evaluate import animate_shot, run_evaluate_fomm
 from dfm_engine.fomm.evaluation_screen import ScreenedAction, screen_rendered
-from dfm_engine.fomm.evaluation_shots import Shot, gain_boxes
+from dfm_engine.fomm.evaluation_shots import Shot, gain_boxes, rendered_shots
 from dfm_engine.fomm.model import initialise
 from dfm_engine.fomm.model_card import (
     card_of_run,
@@ -28,6 +28,7 @@ from dfm_engine.fomm.model_card import (
 from dfm_engine.fomm.train import run_train_fomm
 from dfm_engine.fomm.train_recipe import load_train_recipe
 from dfm_engine.screen import Signals
+from dfm_engine.synthetic import States
 
 
 def test_ssim_and_psnr_agree_with_scikit_image() -> None:
@@ -67,6 +68,24 @@ def test_gain_boxes_hold_the_part_before_and_after() -> None:
     assert right > 0.3
     assert top < -0.2
     assert bottom > -0.1
+
+
+def test_shots_show_the_action_at_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[States] = []
+
+    def record(people: object, states: States, *args: object, **more: object) -> None:
+        drawn.append(states)
+        raise StopIteration  # nothing needs to be drawn
+
+    monkeypatch.setattr("dfm_engine.fomm.evaluation_shots.render", record)
+    for seed in range(12):
+        shots = rendered_shots(
+            32, 1, seed, moments=1, device=torch.device("cpu"), actions=[Action.NOD, Action.BLINK]
+        )
+        with pytest.raises(RuntimeError):
+            next(shots)
+        assert drawn[-1].column("pitch_deg")[1] > 14  # rest, peak, rest, peak
+        assert drawn[-1].column("blink")[3] > 0.9
 
 
 FIVE = np.array([[30, 30], [50, 30], [40, 42], [32, 52], [48, 52]], np.float32)
@@ -134,7 +153,10 @@ def test_rendered_people_are_measured_against_the_copy_baseline(smoke, tmp_path:
     written = json.loads((tmp_path / "evaluate.json").read_text())
     assert written["goals"]["blink_gain"]["met"] is False
     run_train_fomm(smoke, out=tmp_path / "run", steps=1, device="cpu")
-    card = card_of_run(tmp_path / "run", tmp_path, command="dfm-engine train fomm")
+    card = card_of_run(
+        tmp_path / "run", tmp_path, commands=["dfm-engine train fomm"],
+        evaluated_by="dfm-engine evaluate fomm", date="2026-01-02",
+    )  # fmt: skip
     assert "| blink | cross |" in card
     assert "4 rendered people (seeds 100000 to 100003" in card
     assert "| blink | cross |" in (tmp_path / "evaluate.md").read_text()
@@ -165,26 +187,36 @@ def test_the_model_card_states_machine_departures_and_gaps(smoke) -> None:
         "machine": {"torch": "2.11", "threads": "2", "gpu": "NVIDIA H100"},
         "data": {
             "source": "procedural", "identities": 8, "first_seed": 100000,
-            "frames_per_identity": 4, "renderer_version": 1,
+            "frames_per_identity": 4, "renderer_version": 1, "render_s": 3.2,
         },
         "parameters": {"generator": 10, "kp_detector": 5},
     }  # fmt: skip
     evaluation = {
+        "weights_sha256": "c0ffee",
+        "screen": [{"action": "blink"}],
         "data": {"source": "procedural", "identities": 100, "first_seed": 0, "moments": 2},
         "goals": {"blink_gain": {"found": 0.61, "wanted": 0.7, "met": False}},
     }
     card = model_card(
-        recipe=smoke, run=run, evaluation=evaluation, table="| a |", command="dfm-engine train",
+        recipe=smoke, run=run, evaluation=evaluation, table="| a |",
+        commands=["dfm-engine train A", "dfm-engine train B"],
+        evaluated_by="dfm-engine evaluate C", date="2026-01-02",
         seen=["Teeth are a grey band."],
     )  # fmt: skip
-    assert "10.0 minutes of training on NVIDIA H100" in card
+    assert "10.0 minutes of training on NVIDIA H100 (torch 2.11), 2026-01-02" in card
+    assert "`dfm-engine train A`, `dfm-engine train B`" in card
+    assert "    dfm-engine evaluate C\n" in card
+    assert "`c0ffee`" in card
+    assert "screen's rows" in card
+    assert "consent" in card
     assert "seeds 100000 to 100007" in card
     assert "blink_gain: 0.61 instead of 0.70" in card
     assert "Teeth are a grey band." in card
     assert any("VGG19" in line for line in departures_from_published(smoke))
     paper = load_train_recipe("paper")
     with_vgg = replace(paper, losses=replace(paper.losses, vgg_weights="vgg19.pth"))
-    assert departures_from_published(with_vgg) == []
+    (everywhere,) = departures_from_published(with_vgg)
+    assert "batch-norm" in everywhere
 
 
 def test_a_missing_package_of_the_detector_costs_the_faces_alone(
