@@ -68,6 +68,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(smoke, tmp_path: Path) -> Non
     assert whole.weights.read_bytes() == cut.weights.read_bytes()  # the average too
 
 
+@pytest.mark.slow
+def test_twenty_steps_of_the_shipped_recipe_learn_and_resume_from_ten(tmp_path: Path) -> None:
+    whole = run_train_fomm("smoke", out=tmp_path / "whole", steps=20, device="cpu")
+    run_train_fomm("smoke", out=tmp_path / "cut", steps=10, device="cpu")
+    cut = run_train_fomm("smoke", out=tmp_path / "cut", steps=20, device="cpu")
+    assert cut.step == whole.step == 20
+    first, second = checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "cut")
+    for network in ("generator", "kp_detector", "discriminator"):
+        assert worst_difference(first[network], second[network]) == 0
+    assert whole.weights.read_bytes() == cut.weights.read_bytes()
+    # a new run's first batch is a function of the seed: the same one, before and after
+    again = run_train_fomm(
+        "smoke", out=tmp_path / "again", steps=1, device="cpu", start_from=whole.weights
+    )
+    assert again.first_loss < 0.8 * whole.first_loss
+
+
 @pytest.mark.usefixtures("draws_curves")
 def test_a_run_leaves_what_other_tools_read(smoke, tmp_path: Path) -> None:
     out = tmp_path / "run"
