@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -133,7 +133,13 @@ class Planner:
             for action in list(cursors):
                 if len(wave) == size:
                     break
-                candidate = self._next_free(action, cursors[action], filled, claimed)
+                candidate = self._next(
+                    cursors[action],
+                    is_wanted=lambda c: c not in self.outcomes,
+                    action=action,
+                    filled=filled,
+                    claimed=claimed,
+                )
                 if candidate is None:
                     del cursors[action]
                     continue
@@ -153,7 +159,13 @@ class Planner:
         filled: Counter[Action] = Counter()
         while cursors:
             for action in list(cursors):
-                candidate = self._next_passed(action, cursors[action], filled, claimed)
+                candidate = self._next(
+                    cursors[action],
+                    is_wanted=lambda c: self.outcomes.get(c) is Outcome.PASSED,
+                    action=action,
+                    filled=filled,
+                    claimed=claimed,
+                )
                 if candidate is None:
                     del cursors[action]
                     continue
@@ -184,36 +196,19 @@ class Planner:
     def _actions(self) -> list[Action]:
         return [action for action in Action if action in self.candidates]
 
-    def _next_free(
+    def _next(
         self,
-        action: Action,
         cursor: Iterator[Candidate],
+        *,
+        is_wanted: Callable[[Candidate], bool],
+        action: Action,
         filled: Counter[Action],
         claimed: Counter[str],
     ) -> Candidate | None:
+        """The next wanted candidate that its quota and its source have room for."""
         if self._is_full(action, filled):
             return None
-        return next(
-            (c for c in cursor if c not in self.outcomes and self._has_room(c, claimed)), None
-        )
-
-    def _next_passed(
-        self,
-        action: Action,
-        cursor: Iterator[Candidate],
-        filled: Counter[Action],
-        claimed: Counter[str],
-    ) -> Candidate | None:
-        if self._is_full(action, filled):
-            return None
-        return next(
-            (
-                c
-                for c in cursor
-                if self.outcomes.get(c) is Outcome.PASSED and self._has_room(c, claimed)
-            ),
-            None,
-        )
+        return next((c for c in cursor if is_wanted(c) and self._has_room(c, claimed)), None)
 
     def _is_full(self, action: Action, filled: Counter[Action]) -> bool:
         quota = self.quotas.per_action[action]
