@@ -152,6 +152,7 @@ def build_dataset(
             refused_inputs,
             meters,
             made,
+            shelf.driving_signals(),
         )
     return summary
 

@@ -26,6 +26,8 @@ from dfm_engine.report.data import ReportData, StageTiming
 from dfm_engine.report.examples import examples_from_manifest
 from dfm_engine.report.write import NAME as REPORT
 from dfm_engine.report.write import write_report
+from dfm_engine.screen import Signals
+from dfm_engine.screen.confusion import Confusion, confusion_matrix
 from dfm_engine.split import PARTS, SplitRow, assign_splits
 
 
@@ -106,8 +108,9 @@ def finish(
     refused_inputs: Sequence[QuarantineRow],
     meters: Meters,
     made: int,
+    driving_signals: Sequence[tuple[Action, Signals]],
 ) -> BuildSummary:
-    """The tables of the whole set, from its markers alone."""
+    """The tables of the whole set, from its markers alone; the report also tells of this run."""
     kept = {naming.fake_id(candidate): candidate for candidate in planner.kept()}
     markers = list(committed.values())
     passed = [m for m in markers if m.label == "fake" and m.outcome == "passed"]
@@ -142,7 +145,12 @@ def finish(
     )
     facts = RunFolder.recorded(options.out) or {}
     if facts.get("reported") != facts["tables"] or not (options.out / REPORT).is_file():
-        _write_report(options, summary, planner, rows, quarantine, meters)
+        confusion = (
+            confusion_matrix(driving_signals, options.recipe.screen.thresholds)
+            if driving_signals
+            else None
+        )
+        _write_report(options, summary, planner, rows, quarantine, meters, confusion)
         folder.write_run(reported=facts["tables"])
     return summary
 
@@ -154,6 +162,7 @@ def _write_report(
     rows: Sequence[Row],
     quarantine: Sequence[QuarantineRow],
     meters: Meters,
+    confusion: Confusion | None,
 ) -> None:
     stages = [
         StageTiming(
@@ -180,6 +189,7 @@ def _write_report(
         wall_s=meters.wall_s,
         facts={"made by this run": f"{summary.made} clips", **_versions()},
         banner=options.banner,
+        confusion=confusion,
     )
     write_report(options.out, data)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfm_engine.actions import Action
 from dfm_engine.animate import prepare_driving, prepare_source
 from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, FaceTrack, Pixels, SourceClip
@@ -137,6 +138,10 @@ class Shelf:
             self._meters.busy("decode", clips=1, frames=prepared.frames),
         ):
             return self._frames(clip, prepared)
+
+    def driving_signals(self) -> list[tuple[Action, Signals]]:
+        """Action and motion of every driving clip opened so far."""
+        return [(opened.clip.action, opened.signals) for opened in self._driving.values()]
 
     def open_driving(self, key: str) -> OpenDriving:
         """The driving clip's keypoints and signals; decoded at its first use.
