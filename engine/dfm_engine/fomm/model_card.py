@@ -262,10 +262,11 @@ def _data_sentence(data: dict[str, Any], recipe: TrainFommRecipe) -> str:
 def _evaluation_sentence(evaluation: dict[str, Any]) -> str:
     data = evaluation["data"]
     if data["source"] == "procedural":
-        first = data["first_seed"]
+        first, moments = data["first_seed"], data["moments"]
+        shown = "the peak" if moments == 1 else f"{moments} moments"
         return (
             f"{data['identities']} rendered people that training never saw (seeds {first} to "
-            f"{first + data['identities'] - 1}), {data['moments']} moments of each action, neutral "
+            f"{first + data['identities'] - 1}), {shown} of each action, neutral "
             "source. Self: driven by the same person; cross: by another, relative motion with "
             "adapted scale, compared with the first person drawn in the second's state."
         )
