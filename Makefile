@@ -12,7 +12,7 @@ setup: $(STAMP)  ## a working checkout in .venv, exact versions from constraints
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet 'uv>=0.5'
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,gpu,rtx]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,gpu,rtx,openvino]'
 	touch $(STAMP)
 
 lint: setup      ## style, formatting, the Dockerfile

@@ -1,0 +1,83 @@
+"""Commands that measure speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfm_engine.cli.common import Device, FommYaml, Json, bench_app, finish
+
+
+@bench_app.command("build")
+def bench_build(
+    out: Annotated[Path, typer.Option(help="Folder of the report and of the rendered clips.")],
+    weights: Annotated[
+        str | None, typer.Option(help="As for build-dataset; default demo, or random without it.")
+    ] = None,
+    fomm_config: FommYaml = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Three short clips.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time the stages of a build against what their parts reach alone; exit 5 if it is not right.
+
+    The clips are rendered, so that everybody measures the same.
+    """
+    from dfm_bench.stages import FULL, QUICK, run_bench_build
+    from dfm_engine.machinery import load_machinery, weights_banner
+
+    workload = QUICK if quick else FULL
+    weights = weights or _bench_weights()
+    machinery = load_machinery(workload.recipe, weights=weights, config=fomm_config, device=device)
+    result = run_bench_build(
+        workload,
+        machinery,
+        out=out,
+        command=_bench_command(
+            "build", weights, fomm_config, quick=quick, device=machinery.runner.device.type
+        ),
+        remark=weights_banner(weights),
+    )
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)
+
+
+@bench_app.command("render")
+def bench_render(
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time the drawing of procedural faces."""
+    from dfm_bench.rendering import run_bench_render
+    from dfm_engine.machinery import pick_device
+
+    where = pick_device(device)
+    result = run_bench_render(
+        out=out, device=where, command=f"dfm-engine bench render --out DIR --device {where}"
+    )
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)
+
+
+def _bench_weights() -> str:
+    from dfm_engine.errors import WeightsError
+    from dfm_engine.weights import demo_weights
+
+    try:
+        demo_weights()
+    except WeightsError:
+        return "random"
+    return "demo"
+
+
+def _bench_command(
+    verb: str, weights: str, config: Path | None, *, quick: bool, device: str
+) -> str:
+    """The command that makes a report again, without the folders of this machine."""
+    words = ["dfm-engine bench", verb, "--out DIR", "--device", device]
+    words += ["--weights", Path(weights).name]
+    words += ["--fomm-config", config.name] if config else []
+    return " ".join([*words, "--quick"] if quick else words)

@@ -1,0 +1,1 @@
+"""ONNX and TensorRT: convert, check parity, run."""
