@@ -13,7 +13,7 @@ from dfm_bench.facts import Facts
 from dfm_bench.measure import Row, StageRow
 from dfm_engine.durable import write_durably
 
-__all__ = ["BenchReport", "markdown_rows", "markdown_stages"]
+__all__ = ["BenchReport", "markdown_rows", "markdown_stages", "number", "table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +90,18 @@ class BenchReport:
 
 def markdown_rows(rows: Iterable[Row]) -> str:
     """A Markdown table of rates."""
-    return _table(
+    return table(
         ("what", "", "input", "rate", "p5 – p95 of a call", "ceiling", "reached"),
         [
             (
                 row.name,
                 row.variant,
                 f"{'x'.join(map(str, row.shape))} {row.dtype}",
-                f"{_number(row.rate)} {row.unit}",
+                f"{number(row.rate)} {row.unit}",
                 f"{_milliseconds(row.p5_s)} – {_milliseconds(row.p95_s)}"
                 if row.repeats > 1
                 else f"once, {row.median_s:.1f} s",
-                f"{_number(row.ceiling)}, {row.ceiling_of}" if row.ceiling else "–",
+                f"{number(row.ceiling)}, {row.ceiling_of}" if row.ceiling else "–",
                 _percent(row.share),
             )
             for row in rows
@@ -112,7 +112,7 @@ def markdown_rows(rows: Iterable[Row]) -> str:
 
 def markdown_stages(stages: Iterable[StageRow]) -> str:
     """A Markdown table of the stages of a run."""
-    return _table(
+    return table(
         ("stage", "clips", "frames", "busy", "of the wall", "frames/busy s", "ceiling", "reached"),
         [
             (
@@ -121,8 +121,8 @@ def markdown_stages(stages: Iterable[StageRow]) -> str:
                 str(stage.frames or "–"),
                 f"{stage.busy_s:.2f} s",
                 _percent(stage.share_of_wall),
-                _number(stage.frames_per_busy_s),
-                _number(stage.ceiling),
+                number(stage.frames_per_busy_s),
+                number(stage.ceiling),
                 _percent(stage.share_of_ceiling),
             )
             for stage in stages
@@ -131,14 +131,15 @@ def markdown_stages(stages: Iterable[StageRow]) -> str:
     )
 
 
-def _table(
+def table(
     header: Sequence[str], lines: Sequence[Sequence[str]], *, right: Sequence[int] = ()
 ) -> str:
+    """A Markdown table; the columns `right` are aligned to that side."""
     rule = ["---:" if place in right else "---" for place in range(len(header))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three digits that count."""
     if value is None:
         return "–"
@@ -148,7 +149,7 @@ def _number(value: float | None) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{_number(seconds * 1000)} ms"
+    return f"{number(seconds * 1000)} ms"
 
 
 def _percent(share: float | None) -> str:

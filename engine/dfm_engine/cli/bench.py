@@ -62,6 +62,23 @@ def bench_render(
     finish(result.to_json(), as_json, result.exit_code)
 
 
+@bench_app.command("compare")
+def bench_compare(
+    before: Annotated[Path, typer.Argument(help="A report, the .json.")],
+    after: Annotated[Path, typer.Argument(help="A later one of the same verb.")],
+    max_regression: Annotated[
+        float, typer.Option(help="Share of a rate that may be lost.", min=0.0, max=1.0)
+    ] = 0.1,
+    as_json: Json = False,
+) -> None:
+    """Hold one report against another; exit 5 if a row became slower, or is gone."""
+    from dfm_bench.compare import run_compare
+
+    result = run_compare(before, after, max_regression=max_regression)
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)
+
+
 def _bench_weights() -> str:
     from dfm_engine.errors import WeightsError
     from dfm_engine.weights import demo_weights
