@@ -40,20 +40,28 @@ class Clock(Protocol):
         """From one mark to another."""
         ...
 
+    def cpu_seconds(self, start: Any, end: Any) -> float | None:
+        """Of processor time, all threads of this process together; None where it says nothing."""
+        ...
+
 
 class HostClock:
-    """The processor's clock."""
+    """The processor's clocks: of the wall, and of the work done by this process."""
 
     def begin_round(self) -> None:
         """Nothing to do."""
 
-    def mark(self) -> float:
-        """Seconds, from an arbitrary start."""
-        return time.perf_counter()
+    def mark(self) -> tuple[float, float]:
+        """Seconds on the wall and of work, from arbitrary starts."""
+        return time.perf_counter(), time.process_time()
 
-    def seconds(self, start: float, end: float) -> float:
-        """The difference."""
-        return end - start
+    def seconds(self, start: tuple[float, float], end: tuple[float, float]) -> float:
+        """The difference on the wall."""
+        return end[0] - start[0]
+
+    def cpu_seconds(self, start: tuple[float, float], end: tuple[float, float]) -> float:
+        """The difference of work."""
+        return end[1] - start[1]
 
 
 class CudaClock:
@@ -78,6 +86,9 @@ class CudaClock:
         end.synchronize()
         return start.elapsed_time(end) / 1000
 
+    def cpu_seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        """The host only waits for the device."""
+
 
 def clock_for(device: torch.device | str) -> Clock:
     """The clock of work on this device."""
@@ -86,9 +97,10 @@ def clock_for(device: torch.device | str) -> Clock:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of each call of one variant, in order."""
+    """Seconds of each call of one variant, in order; `cpu_samples_s` of work, where known."""
 
     samples_s: tuple[float, ...]
+    cpu_samples_s: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.samples_s:
@@ -108,6 +120,11 @@ class Timing:
     def p95_s(self) -> float:
         """One call in twenty is slower."""
         return self._percentile(95)
+
+    @property
+    def cpu_s(self) -> float | None:
+        """The middle, of work: core-seconds of a call."""
+        return float(np.median(self.cpu_samples_s)) if self.cpu_samples_s else None
 
     def _percentile(self, percent: float) -> float:
         return float(np.percentile(self.samples_s, percent))
@@ -154,10 +171,15 @@ def measure(
             end = clock.mark()
             if turn >= 0:
                 marks[name].append((start, end))
-    return {
-        name: Timing(tuple(clock.seconds(start, end) for start, end in pairs))
-        for name, pairs in marks.items()
-    }
+    return {name: _timing(clock, pairs) for name, pairs in marks.items()}
+
+
+def _timing(clock: Clock, pairs: Sequence[tuple[Any, Any]]) -> Timing:
+    work = (clock.cpu_seconds(start, end) for start, end in pairs)
+    return Timing(
+        tuple(clock.seconds(start, end) for start, end in pairs),
+        tuple(seconds for seconds in work if seconds is not None),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +193,7 @@ class Row:
         shape: of the input of one call.
         dtype: of the input.
         median_s, p5_s, p95_s: of one call.
+        cpu_s: core-seconds of one call, of this process; None on a GPU.
         repeats: calls that counted.
         rate: units of work a second, at the median.
         unit: of the rate, such as `frames/s`.
@@ -193,6 +216,7 @@ class Row:
     ceiling: float | None = None
     ceiling_of: str = ""
     command: str = ""
+    cpu_s: float | None = None
 
     @classmethod
     def of(
@@ -226,7 +250,13 @@ class Row:
             ceiling=ceiling,
             ceiling_of=ceiling_of,
             command=command,
+            cpu_s=timing.cpu_s,
         )
+
+    @property
+    def core_s(self) -> float | None:
+        """Core-seconds of one unit of work."""
+        return None if self.cpu_s is None else self.cpu_s / (self.rate * self.median_s)
 
     @property
     def share(self) -> float | None:

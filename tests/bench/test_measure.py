@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,9 @@ class FakeClock:
     def seconds(self, start: float, end: float) -> float:
         return end - start
 
+    def cpu_seconds(self, start: float, end: float) -> float:
+        return 2 * (end - start)  # as if two cores had worked
+
 
 def test_variants_are_interleaved_and_the_warm_up_is_not_counted():
     clock = FakeClock()
@@ -55,7 +59,25 @@ def test_variants_are_interleaved_and_the_warm_up_is_not_counted():
     )
     assert "".join(order) == "abababab"
     assert clock.rounds == 4
-    assert timings == {"a": Timing((1, 2, 3)), "b": Timing((10, 20, 30))}
+    assert timings == {
+        "a": Timing((1, 2, 3), (2, 4, 6)),
+        "b": Timing((10, 20, 30), (20, 40, 60)),
+    }
+
+
+def test_core_seconds_are_of_one_unit_of_work():
+    timing = Timing((0.5, 1.0, 2.0), (1.0, 1.5, 4.0))
+    row = Row.of("animate", timing, amount=10, unit="frames/s", shape=(10,))
+    assert (row.rate, row.cpu_s) == (10.0, 1.5)
+    assert row.core_s == pytest.approx(0.15)
+    assert Row.of("animate", Timing((1.0,)), amount=1, unit="", shape=()).core_s is None
+
+
+def test_the_host_clock_counts_work_and_waiting_apart():
+    timing = measure({"wait": lambda _: time.sleep(0.05)}, [0], repeats=1)["wait"]
+    assert timing.median_s >= 0.05
+    assert timing.cpu_s is not None
+    assert timing.cpu_s < 0.04
 
 
 @pytest.mark.parametrize(("variants", "inputs"), [(1, 2), (2, 4), (3, 6), (2, 7)])
