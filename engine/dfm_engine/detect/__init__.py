@@ -1,0 +1,1 @@
+"""Detectors: their networks, training, measures, and what is made of their scores."""
