@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dfm_bench.report import number, table
+from dfm_bench.markdown import number, table
 from dfm_engine.errors import InputError
 
 __all__ = ["Comparison", "RowChange", "run_compare"]
