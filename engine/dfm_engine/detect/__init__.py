@@ -1,1 +1,1 @@
-"""Detectors: their networks, training, measures, and what is made of their scores."""
+"""Forgery detectors: models, training, evaluation, scoring, class activation maps."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,13 @@ from torch import Tensor, nn
 
 from dfm_engine.errors import UsageError, WeightsError
 from dfm_engine.fomm.blocks import AntiAlias, antialias_kernel
+from dfm_engine.weight_files import (
+    first_line,
+    hash_and_head,
+    is_safetensors,
+    load_pickled,
+    some,
+)
 
 METADATA_KEY = "dfm_engine"  # one key, so that equal weights are equal bytes
 _NETWORKS = ("generator", "kp_detector", "discriminator")
@@ -60,39 +66,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         WeightsError: absent, not a checkpoint, damaged, or holding more than tensors and numbers.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            head = file.read(512)
-    except OSError as error:
-        raise WeightsError(
-            f"reading FOMM weights {path}: {error.strerror}; give the checkpoint file, "
-            "such as vox-cpk.pth.tar"
-        ) from error
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
+    sha256, head = hash_and_head(
+        path, what="FOMM weights", hint="give the checkpoint file, such as vox-cpk.pth.tar"
+    )
+    if is_safetensors(path, head):
         return _read_safetensors(path, sha256)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"FOMM weights {path}: {_what_instead(head) or _first_line(error)}"
-        ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        AssertionError,
-    ) as error:  # what damaged pickles and zips raise
-        raise WeightsError(
-            f"FOMM weights {path}: {_what_instead(head) or f'damaged ({_first_line(error)})'}; "
-            "fetch the file again"
-        ) from error
+    content = load_pickled(path, head, what="FOMM weights")
     if not isinstance(content, Mapping):
         raise WeightsError(
             f"FOMM weights {path}: holds a {type(content).__name__}, not the mapping with "
@@ -137,7 +116,7 @@ def fill_network(module: nn.Module, entries: Mapping[str, Tensor], *, what: str)
     ]
     if missing or unexpected or misshaped:
         parts = [
-            f"{len(names)} {kind} ({_some(names)})"
+            f"{len(names)} {kind} ({some(names)})"
             for kind, names in (
                 ("missing", missing),
                 ("unexpected", unexpected),
@@ -157,7 +136,7 @@ def fill_network(module: nn.Module, entries: Mapping[str, Tensor], *, what: str)
     if wrong:
         raise WeightsError(
             f"{what}: {len(wrong)} entries hold NaN, infinity or another kind of number "
-            f"({_some(wrong)}); the file is damaged or its training diverged"
+            f"({some(wrong)}); the file is damaged or its training diverged"
         )
     module.load_state_dict(
         {name: value.contiguous().clone() for name, value in state.items()}, assign=True
@@ -233,7 +212,7 @@ def _read_safetensors(path: Path, sha256: str) -> Checkpoint:
         config = json.loads(metadata.get(METADATA_KEY, "{}")).get("fomm")
     except (safetensors.SafetensorError, ValueError, AttributeError) as error:
         raise WeightsError(
-            f"FOMM weights {path}: not a safetensors file ({_first_line(error)}); fetch it again"
+            f"FOMM weights {path}: not a safetensors file ({first_line(error)}); fetch it again"
         ) from error
     networks: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Any] = {}
@@ -287,23 +266,3 @@ def _hint(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
             if is_head and entry in wanted and len(tensor) != len(wanted[entry]):
                 return f" (they have {name} {len(tensor) + offset})"
     return ""
-
-
-def _what_instead(head: bytes) -> str | None:
-    text = head.lstrip()[:64].lower()
-    if text.startswith((b"<!doctype", b"<html")):
-        return "is a web page, saved in place of the download; fetch the file itself"
-    if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file; run git lfs pull"
-    if not head:
-        return "is empty; fetch the file again"
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    rest = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
