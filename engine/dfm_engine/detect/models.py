@@ -1,11 +1,13 @@
 """The detectors by name: `create_detector` makes one, with weights or seeded.
 
-mesoinception4, meso4            as published (Afchar et al. 2018), 256 px, one logit
-xception                         timm's legacy_xception, 256 px
-resnet50, resnet101, resnet152   224 px; torchvision's IMAGENET1K_V1 weights
-efficientnet_b4                  256 px, a stronger baseline
-small-cnn                        128 px, our own, for tests and the demo
-any other name                   the timm model of that name
+| name | net |
+| --- | --- |
+| mesoinception4, meso4 | as published (Afchar et al. 2018), 256 px, one logit |
+| xception | timm's legacy_xception, 256 px |
+| resnet50, resnet101, resnet152 | 224 px; torchvision's IMAGENET1K_V1 weights |
+| efficientnet_b4 | 256 px, a stronger baseline |
+| small-cnn | 128 px, our own, for tests and the demo |
+| any other | the timm model of that name |
 """
 
 from __future__ import annotations

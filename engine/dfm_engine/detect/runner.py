@@ -115,9 +115,11 @@ class TorchDetectorRunner:
         Raises:
             ShapeError: not uint8 (B, S, S, 3), or more than `max_batch`.
         """
-        images = self.images(frames)
-        with torch.no_grad():
-            logits, cam = self.detector.logits_and_cam(images)
+        flags = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        with torch.no_grad(), flags:
+            logits, cam = self.detector.logits_and_cam(self.images(frames))
         return DetectorOutput(logits.float(), cam.float())
 
     def images(self, frames: Tensor) -> Tensor:

@@ -84,11 +84,10 @@ def of_timm(architecture: str) -> tuple[Published, ...]:
     from dfm_engine.detect.timm_net import timm_config
 
     config = timm_config(architecture)
+    project = f"timm, tag {config.tag}"
     found: list[Published] = []
     if config.url:
-        found.append(
-            Published(file=config.url.rsplit("/", 1)[1], project=f"timm, tag {config.tag}")
-        )
+        found.append(Published(file=config.url.rsplit("/", 1)[1], project=project))
     repo = config.hf_hub_id or (f"timm/{config.architecture}.{config.tag}" if config.tag else "")
     if repo:
         found += [
