@@ -29,6 +29,8 @@ class DetectorSpec:
         std: per channel, what is left is divided by it.
         head: one logit and a sigmoid, or two and a softmax.
         cam: how its map is made; see `ForgeryDetector.logits_and_cam`.
+        crop: the input is the middle window of a larger picture, of which its side is this share;
+            training with random windows sets it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class DetectorSpec:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     head: Head = "softmax"
     cam: Cam = "exact"
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         if not (self.input_px > 0 and len(self.mean) == len(self.std) == 3 and min(self.std) > 0):
@@ -44,6 +47,8 @@ class DetectorSpec:
                 f"detector {self.name!r}: needs input_px above 0 and three means and deviations "
                 f"above 0, found {self.input_px}, {self.mean}, {self.std}"
             )
+        if not 0 < self.crop <= 1:
+            raise UsageError(f"detector {self.name!r}: crop must be within 0..1, found {self.crop}")
 
     @property
     def logits(self) -> int:

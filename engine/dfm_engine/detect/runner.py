@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dfm_engine.detect.detector import DetectorSpec, ForgeryDetector, fake_probability
+from dfm_engine.detect.fit import FrameFitter
 from dfm_engine.errors import ShapeError
-from dfm_kernels.crop import crop_weights
 
 MAX_BATCH = 64
 
@@ -92,7 +92,7 @@ class TorchDetectorRunner:
         self.max_batch = max_batch
         self.detector = detector.to(self.device, dtype).eval().requires_grad_(False)
         self.detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._resize: dict[int, Tensor] = {}
+        self._fit = FrameFitter(detector.spec, self.device)
 
     @property
     def name(self) -> str:
@@ -115,6 +115,8 @@ class TorchDetectorRunner:
         Raises:
             ShapeError: not uint8 (B, S, S, 3), or more than `max_batch`.
         """
+        if not 0 < len(frames) <= self.max_batch:
+            raise ShapeError(f"{self.name} takes 1 to {self.max_batch} frames, got {len(frames)}")
         flags = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
@@ -123,40 +125,18 @@ class TorchDetectorRunner:
         return DetectorOutput(logits.float(), cam.float())
 
     def images(self, frames: Tensor) -> Tensor:
-        """Frames as the detector wants them: resized by the project's rule, normalised.
+        """Frames as the net wants them: fitted, normalised.
 
         Returns:
             (B, 3, input_px, input_px) of the runner's dtype, channels last.
         """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise ShapeError(
-                f"frames must be uint8 (B, S, S, 3), got {frames.dtype} {tuple(frames.shape)}"
-            )
-        count, height, width, _ = frames.shape
-        if height != width or not 0 < count <= self.max_batch:
-            raise ShapeError(
-                f"{self.name} takes 1 to {self.max_batch} square frames, got {tuple(frames.shape)}"
-            )
-        pixels = frames.to(self.device, torch.float32).permute(0, 3, 1, 2)  # channels last
-        if height != self.spec.input_px:
-            matrix = self._matrix(height)
-            pixels = torch.matmul(torch.matmul(matrix, pixels), matrix.T)
         scale, shift = self._norm
-        images = pixels * scale + shift
-        return images.to(self.dtype, memory_format=torch.channels_last)
+        pixels = self._fit(frames).to(torch.float32)
+        return (pixels * scale + shift).to(self.dtype).permute(0, 3, 1, 2)
 
     @cached_property
     def _norm(self) -> tuple[Tensor, Tensor]:
-        """Per channel: 1 / (255 std) and -mean / std, in float64 first."""
+        """Per channel 1 / (255 std) and -mean / std, computed in float64."""
         mean = torch.tensor(self.spec.mean, dtype=torch.float64)
         std = torch.tensor(self.spec.std, dtype=torch.float64)
-        pair = (1 / (255 * std), -mean / std)
-        scale, shift = (v.float().to(self.device).view(1, 3, 1, 1) for v in pair)
-        return scale, shift
-
-    def _matrix(self, side: int) -> Tensor:
-        """The triangle filter of one axis, `side` -> input_px."""
-        if side not in self._resize:
-            matrix = crop_weights(side, 0.0, float(side), self.spec.input_px, torch.float32)
-            self._resize[side] = matrix.to(self.device)
-        return self._resize[side]
+        return (1 / (255 * std)).float().to(self.device), (-mean / std).float().to(self.device)
