@@ -104,6 +104,12 @@ def read_machine(folder: Path) -> MachineFacts:
     )
 
 
+def cache_folder() -> Path:
+    """Where this user's caches go: $XDG_CACHE_HOME/dfm-engine, or ~/.cache/dfm-engine."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return Path(root or os.path.expanduser("~/.cache")) / "dfm-engine"
+
+
 def installed(names: Iterable[str]) -> dict[str, str]:
     """Versions of those packages that are installed."""
     found: dict[str, str] = {}

@@ -27,6 +27,7 @@ __all__ = [
     "TensorRtError",
     "flavour_of",
     "has_library",
+    "library_cuda",
     "library_version",
     "open_tensorrt",
 ]
@@ -132,12 +133,14 @@ def library_version(flavour: Flavour) -> str | None:
 
     Imports nothing: an engine's key can be computed where the library does not load.
     """
-    for name in _DISTRIBUTIONS[flavour]:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    found = _distribution(flavour)
+    return found[1] if found else None
+
+
+def library_cuda(flavour: Flavour) -> str | None:
+    """CUDA's major version that the installed library is for, such as `13`; None if not said."""
+    found = _distribution(flavour)
+    return found[0].rpartition("-cu")[2] if found and "-cu" in found[0] else None
 
 
 def has_library(flavour: Flavour) -> bool:
@@ -173,6 +176,16 @@ def open_tensorrt(flavour: Flavour) -> TensorRt:
         logger=_make_logger(api, messages),
         messages=messages,
     )
+
+
+def _distribution(flavour: Flavour) -> tuple[str, str] | None:
+    """Name and version of the installed package."""
+    for name in _DISTRIBUTIONS[flavour]:
+        try:
+            return name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _make_logger(api: Any, messages: Messages) -> Any:

@@ -32,8 +32,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dfm_engine.errors import EnvironmentUnfit, WeightsError
+from dfm_engine.machine import cache_folder
 
-__all__ = ["NetName", "cache_folder", "load_weights", "read_arrays"]
+__all__ = ["NetName", "load_weights", "read_arrays"]
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +82,6 @@ def load_weights(*, cache: Path | None = None) -> dict[NetName, dict[str, Tensor
         net, _, rest = key.partition(".")
         nets[net][rest] = tensor
     return nets
-
-
-def cache_folder() -> Path:
-    """Where this user's caches go: $XDG_CACHE_HOME/dfm-engine, or ~/.cache/dfm-engine."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root or os.path.expanduser("~/.cache")) / "dfm-engine"
 
 
 def read_arrays(content: bytes, sha256: str, name: str) -> list[NDArray[np.float32]]:
