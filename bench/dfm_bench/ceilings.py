@@ -34,7 +34,7 @@ from dfm_engine.recipe import BuildRecipe
 from dfm_engine.screen.look import SMALLEST_FACE
 from dfm_kernels.crop import Cropper
 
-__all__ = ["Machinery", "Material", "measure_ceilings", "stage_ceilings"]
+__all__ = ["Machinery", "Material", "measure_ceilings", "stage_ceilings", "stage_core_seconds"]
 
 CLIPS = 4  # real clips that the measurements rotate through
 DETECT_FRAMES = 16  # frames per detector call
@@ -140,8 +140,19 @@ def stage_ceilings(rows: Sequence[Row], recipe: BuildRecipe) -> dict[str, float]
     is not in its ceiling: it is what the ceiling is there to show.
     """
     cost = {(row.name, row.variant): 1 / row.rate for row in rows}
+    return {name: 1 / seconds for name, seconds in _per_frame(cost, recipe).items()}
+
+
+def stage_core_seconds(rows: Sequence[Row], recipe: BuildRecipe) -> dict[str, float]:
+    """Core-seconds per frame of each stage of a build, its parts measured alone; on a CPU."""
+    cost = {(row.name, row.variant): row.core_s for row in rows if row.core_s is not None}
+    return _per_frame(cost, recipe)
+
+
+def _per_frame(cost: Mapping[tuple[str, str], float], recipe: BuildRecipe) -> dict[str, float]:
+    """The cost of a frame in each stage from that of the parts, by name and variant."""
     decode, crop = cost["decode", ""], cost["crop", ""]
-    per_frame = {
+    return {
         # Two passes over the file; the face is looked for on every n-th frame of the first.
         "frame": 2 * decode + crop + cost["detect", "search"] / recipe.faces.every_n,
         "decode": decode + crop,
@@ -150,7 +161,6 @@ def stage_ceilings(rows: Sequence[Row], recipe: BuildRecipe) -> dict[str, float]
         "screen": cost["detect", "framed"] / recipe.screen.every_n,
         "encode": sum(cost["x264", quality] for quality in QUALITIES),
     }
-    return {name: 1 / seconds for name, seconds in per_frame.items()}
 
 
 Timed = Callable[..., Timing]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dfm_bench.markdown import number
 from dfm_bench.measure import Row, StageRow
+from dfm_bench.outlook import Outlook
 from dfm_engine.report import charts
 from dfm_engine.report.markup import Child, Markup, element, join, table
 from dfm_engine.report.page import POLICY
@@ -38,6 +39,8 @@ def render(report: BenchReport) -> str:
     if report.stages:
         sections.append(_section("Stages of the run", _stages(report)))
     sections.append(_section("Rates", _rows(report.rows)))
+    if report.outlook:
+        sections.append(_section("The paper's whole data set", _outlook(report.outlook)))
     facts = report.facts
     pairs: dict[str, Child] = {
         "measured": facts.date,
@@ -136,6 +139,13 @@ def _stages(report: BenchReport) -> Markup:
             element("div", table(header, lines, caption="Work per stage"), class_="card"),
         ]
     )
+
+
+def _outlook(found: Outlook) -> Markup:
+    lines = [[stage.name, f"{stage.frames:,}", number(stage.minutes)] for stage in found.stages]
+    caption = "Minutes of each stage on the workers that it had here"
+    shown = table(["stage", "frames", "minutes"], lines, caption=caption)
+    return element("div", shown, element("p", found.sentence()), class_="card")
 
 
 def _share(stage: StageRow, *, is_bottleneck: bool) -> str:

@@ -12,6 +12,7 @@ from dfm_bench import page
 from dfm_bench.facts import Facts
 from dfm_bench.markdown import markdown_rows, markdown_stages
 from dfm_bench.measure import Row, StageRow
+from dfm_bench.outlook import Outlook
 from dfm_engine.durable import write_durably
 from dfm_engine.report.markup import Markup
 
@@ -41,6 +42,7 @@ class BenchReport:
         bottleneck: the stage that held it back.
         remark: what a reader has to know about the numbers; a line is a paragraph.
         figures: plots of the page.
+        outlook: what the run says of the paper's whole data set.
     """
 
     verb: str
@@ -52,6 +54,7 @@ class BenchReport:
     bottleneck: str | None = None
     remark: str = ""
     figures: tuple[Figure, ...] = ()
+    outlook: Outlook | None = None
 
     exit_code = 0
     """A benchmark whose code fails its check has no report."""
@@ -68,6 +71,7 @@ class BenchReport:
             parts += [markdown_stages(self.stages)]
             parts += [f"The bottleneck is `{self.bottleneck}`."] if self.bottleneck else []
         parts += [markdown_rows(self.rows), f"`{self.command}`: {self.facts.sentence()}."]
+        parts += [self.outlook.markdown()] if self.outlook else []
         parts += [self.remark] if self.remark else []
         return "\n\n".join(parts) + "\n"
 
@@ -87,6 +91,7 @@ class BenchReport:
             "remark": self.remark,
             "stages": [stage.to_json() for stage in self.stages],
             "rows": [row.to_json() for row in self.rows],
+            "outlook": self.outlook.to_json() if self.outlook else None,
         }
 
     def write(self, folder: Path) -> Path:

@@ -1,6 +1,4 @@
-"""`bench build`: a build of procedural clips, taken apart stage by stage.
-
-    render clips ─► measure every part alone ─► build ─► verify ─► stages against their ceilings
+"""A build of procedural clips, taken apart stage by stage.
 
 The clips are the same everywhere (they are drawn, and kept in the folder for the next time); the
 data set is built afresh each time and removed. If `verify_dataset` finds anything wrong with it
@@ -9,27 +7,31 @@ there are no numbers: how fast a wrong result comes is of no interest.
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dfm_bench.ceilings import Material, measure_ceilings, stage_ceilings
-from dfm_bench.facts import read_facts
+from dfm_bench.ceilings import stage_core_seconds
 from dfm_bench.measure import Row, StageRow, Timing
-from dfm_bench.report import BenchReport
 from dfm_engine.actions import Action
 from dfm_engine.build import BuildOptions, BuildSummary, build_dataset
 from dfm_engine.errors import CheckFailed
 from dfm_engine.machinery import Machinery
 from dfm_engine.recipe import BuildRecipe, Clips, Plan, Screen, Sources
-from dfm_engine.synthetic import DemoSetSettings, write_demo_set
+from dfm_engine.synthetic import DemoSetSettings
 from dfm_engine.verify import verify_dataset
 
-__all__ = ["FULL", "QUICK", "Workload", "run_bench_build"]
+__all__ = [
+    "FULL",
+    "QUICK",
+    "Workload",
+    "bottleneck",
+    "cores_row",
+    "end_to_end",
+    "stage_rows",
+    "timed_build",
+]
 
 WORKERS_APART = ("encode",)  # stages beside the main thread
 REST = "waiting, and the rest"
@@ -82,65 +84,6 @@ FULL = Workload()
 QUICK = Workload(
     actions=(Action.SMILE, Action.NOD, Action.OPEN_MOUTH), driving_frames=16, repeats=3
 )
-
-
-def run_bench_build(
-    workload: Workload,
-    machinery: Machinery,
-    *,
-    out: Path,
-    command: str = "",
-    remark: str = "",
-    progress: bool = True,
-) -> BenchReport:
-    """Measure a build and write the report into a folder.
-
-    Args:
-        workload: what is built.
-        machinery: the networks, on their device.
-        out: the folder; rendered clips stay in it.
-        command: makes the report again.
-        remark: about the weights, for the reader.
-        progress: write a line of it every few seconds.
-
-    Raises:
-        UsageError: `out` holds clips of another workload.
-        CheckFailed: the build fell short or is not right; nothing is written.
-    """
-    facts = read_facts()
-    clips = out / f"clips-{len(workload.actions)}x{workload.driving_frames}"
-    write_demo_set(clips, workload.clips, workers=machinery.threads)
-    with tempfile.TemporaryDirectory(prefix="set-", dir=out) as folder:
-        options = BuildOptions(
-            recipe=workload.recipe,
-            real=clips / "real",
-            driving=clips / "driving",
-            out=Path(folder) / "set",
-            banner=remark,
-        )
-        rows = measure_ceilings(
-            Material.gather(options, machinery),
-            machinery,
-            workload.recipe,
-            repeats=workload.repeats,
-            scratch=Path(folder),
-            command=command,
-        )
-        summary, wall_s = timed_build(options, machinery, progress=progress)
-    stages = stage_rows(summary.timings, wall_s, stage_ceilings(rows, workload.recipe))
-    whole = end_to_end(stages, machinery, wall_s)
-    report = BenchReport(
-        verb="build",
-        command=command,
-        device=machinery.runner.device.type,
-        facts=facts,
-        rows=(dataclasses.replace(whole, command=command), *rows),
-        stages=stages,
-        bottleneck=bottleneck(stages),
-        remark=remark,
-    )
-    report.write(out)
-    return report
 
 
 def timed_build(
@@ -226,4 +169,38 @@ def end_to_end(stages: tuple[StageRow, ...], machinery: Machinery, wall_s: float
         device=machinery.runner.device.type,
         ceiling=frames / alone[slowest],
         ceiling_of=f"{slowest} alone",
+    )
+
+
+def cores_row(
+    stages: Sequence[StageRow],
+    parts: Sequence[Row],
+    recipe: BuildRecipe,
+    machinery: Machinery,
+    wall_s: float,
+) -> Row:
+    """Animated frames a second of a build on a CPU, against what its cores could do.
+
+    The ceiling is cores / sum(core-seconds per frame of each stage measured alone): every core
+    busy all the time with nothing but the stages' own work.
+
+    Args:
+        stages: of the build.
+        parts: measured alone.
+        recipe: of the build.
+        machinery: what it was built with.
+        wall_s: of the build.
+    """
+    alone = stage_core_seconds(parts, recipe)
+    work_s = sum(stage.frames * alone[stage.name] for stage in stages if stage.name in alone)
+    frames = next(stage.frames for stage in stages if stage.name == "animate")
+    return Row.of(
+        "build",
+        Timing((wall_s,)),
+        variant=f"end to end, {machinery.threads} cores",
+        amount=frames,
+        unit="frames/s",
+        shape=(frames, *machinery.runner.frame_size, 3),
+        ceiling=frames * machinery.threads / work_s,
+        ceiling_of="all cores busy with the stages alone",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dfm_bench import stages as module
-from dfm_bench.ceilings import stage_ceilings
+from dfm_bench.ceilings import stage_ceilings, stage_core_seconds
+from dfm_bench.generators import EXACT, Way
 from dfm_bench.measure import Row, StageRow, Timing
 from dfm_bench.rendering import run_bench_render
 from dfm_bench.report import BenchReport
@@ -18,11 +20,13 @@ from dfm_bench.stages import (
     REST,
     Workload,
     bottleneck,
+    cores_row,
     end_to_end,
-    run_bench_build,
     stage_rows,
     timed_build,
 )
+from dfm_bench.throughput import run_bench_throughput
+from dfm_bench.ways import animate_flops
 from dfm_engine.actions import Action
 from dfm_engine.backends import TorchRunner
 from dfm_engine.build import BuildOptions
@@ -81,7 +85,13 @@ def machinery() -> Machinery:
 @pytest.fixture(scope="module")
 def measured(machinery, tmp_path_factory) -> tuple[Path, BenchReport]:
     out = tmp_path_factory.mktemp("bench")
-    report = run_bench_build(WORKLOAD, machinery, out=out, command="the command", progress=False)
+    fomm = initialise(TINY, seed=0)
+    runner = TorchRunner(copy.deepcopy(fomm))
+    flops = animate_flops(runner)
+    way = Way(name="torch fp32", runner=runner, gate=EXACT, flops=flops, batches=(1, 2))
+    report = run_bench_throughput(
+        WORKLOAD, machinery, fomm, [way], out=out, command="the command", progress=False
+    )
     return out, report
 
 
@@ -143,6 +153,26 @@ def test_the_whole_build_is_held_against_its_slowest_stage_alone(machinery):
     assert whole.share == pytest.approx(0.4)
 
 
+def test_a_build_is_held_against_the_work_of_its_stages_on_all_cores(machinery):
+    def part(name: str, core_s: float, variant: str = "") -> Row:
+        timing = Timing((1.0,), (core_s,))
+        return Row.of(name, timing, variant=variant, amount=1, unit="frames/s", shape=())
+
+    parts = [
+        *(part("decode", 0.01), part("crop", 0.02), part("keypoints", 0.03)),
+        *(part("generator", 0.5), part("detect", 0.2, "search"), part("detect", 0.4, "framed")),
+        *(part("x264", 0.02, "raw"), part("x264", 0.03, "c23"), part("x264", 0.05, "c40")),
+    ]
+    recipe = BuildRecipe(faces=Faces(every_n=5), screen=Screen(every_n=2))
+    assert stage_core_seconds(parts, recipe)["frame"] == pytest.approx(2 * 0.01 + 0.02 + 0.2 / 5)
+    rows = stage_rows(TIMINGS, 10.0, {})
+    machinery = dataclasses.replace(machinery, threads=4)
+    row = cores_row(rows, parts, recipe, machinery, 10.0)
+    work_s = 100 * 0.08 + 60 * 0.5 + 120 * 0.1  # frame, animate, encode
+    assert row.ceiling == pytest.approx(60 * 4 / work_s)
+    assert row.share == pytest.approx(work_s / 4 / 10)
+
+
 def test_a_build_is_counted_to_the_frame(measured):
     _, report = measured
     stages = {stage.name: stage for stage in report.stages}
@@ -162,13 +192,20 @@ def test_a_build_is_counted_to_the_frame(measured):
 def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured):
     _, report = measured
     assert [(row.name, row.variant) for row in report.rows] == [
-        *(("build", "end to end"), ("decode", ""), ("crop", "")),
+        *(("build", "end to end"), ("build", "end to end, 1 cores")),
+        *(
+            ("generator", "reference loop"),
+            ("generator", "torch fp32"),
+            ("generator", "torch fp32"),
+        ),
+        *(("decode", ""), ("crop", "")),
         *(("detect", "search"), ("detect", "framed")),
         *(("matrix product", ""), ("keypoints", ""), ("generator", "")),
         *(("x264", "raw"), ("x264", "c23"), ("x264", "c40"), ("encode pool", "1 worker")),
     ]
     assert all(row.rate > 0 and row.command == "the command" for row in report.rows)
     shapes = {(row.name, row.variant): row.shape for row in report.rows}
+    assert [row.shape[0] for row in report.rows[2:5]] == [1, 1, 2]
     assert shapes["decode", ""] == (31, 96, 96, 3)
     assert shapes["generator", ""] == (4, 3, 64, 64)
     assert shapes["x264", "c23"] == (16, 64, 64, 3)
@@ -178,8 +215,9 @@ def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured
 
 def test_the_generator_is_held_against_its_arithmetic(measured):
     _, report = measured
-    rows = {row.name: row for row in report.rows}
-    flop_per_frame = rows["matrix product"].rate * 1e9 / rows["generator"].ceiling
+    rows = {(row.name, row.variant): row for row in report.rows}
+    part = rows["generator", ""]
+    flop_per_frame = rows["matrix product", ""].rate * 1e9 / part.ceiling
     head = 2 * 64 * 64 * 7 * 7 * 8 * 3  # its last layer, 7x7 from 8 features to 3 colours
     assert head < flop_per_frame < 30 * head
 

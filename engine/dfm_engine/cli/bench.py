@@ -10,35 +10,47 @@ import typer
 from dfm_engine.cli.common import Device, FommYaml, Json, bench_app, finish
 
 
-@bench_app.command("build")
-def bench_build(
+@bench_app.command("throughput")
+def bench_throughput(
     out: Annotated[Path, typer.Option(help="Folder of the report and of the rendered clips.")],
     weights: Annotated[
-        str | None, typer.Option(help="As for build-dataset; default demo, or random without it.")
+        str | None,
+        typer.Option(
+            help="As for build-dataset. Default: seeded noise at the size of vox-256 for the "
+            "generator's rows, demo for the build; demo for both with --quick."
+        ),
     ] = None,
     fomm_config: FommYaml = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Three short clips.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three short clips, the demo weights.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Time the stages of a build against what their parts reach alone; exit 5 if it is not right.
+    """Time the generator by every way, and a build stage by stage; exit 5 if one is not right.
 
     The clips are rendered, so that everybody measures the same.
     """
-    from dfm_bench.stages import FULL, QUICK, run_bench_build
-    from dfm_engine.machinery import load_machinery, weights_banner
+    from dfm_bench.stages import FULL, QUICK
+    from dfm_bench.throughput import run_bench_throughput
+    from dfm_bench.ways import open_ways
+    from dfm_engine.machinery import load_fomm, load_machinery, weights_banner
 
     workload = QUICK if quick else FULL
-    weights = weights or _bench_weights()
-    machinery = load_machinery(workload.recipe, weights=weights, config=fomm_config, device=device)
-    result = run_bench_build(
+    building = weights or _bench_weights()
+    generating = weights or (building if quick else "random")
+    machinery = load_machinery(workload.recipe, weights=building, config=fomm_config, device=device)
+    fomm = load_fomm(generating, fomm_config)
+    result = run_bench_throughput(
         workload,
         machinery,
+        fomm,
+        open_ways(fomm, machinery.runner.device, quick=quick),
         out=out,
         command=_bench_command(
-            "build", weights, fomm_config, quick=quick, device=machinery.runner.device.type
+            "throughput", weights, fomm_config, quick=quick, device=machinery.runner.device.type
         ),
-        remark=weights_banner(weights),
+        remark=weights_banner(building),
     )
     result.print()
     finish(result.to_json(), as_json, result.exit_code)
@@ -91,10 +103,10 @@ def _bench_weights() -> str:
 
 
 def _bench_command(
-    verb: str, weights: str, config: Path | None, *, quick: bool, device: str
+    verb: str, weights: str | None, config: Path | None, *, quick: bool, device: str
 ) -> str:
     """The command that makes a report again, without the folders of this machine."""
     words = ["dfm-engine bench", verb, "--out DIR", "--device", device]
-    words += ["--weights", Path(weights).name]
+    words += ["--weights", Path(weights).name] if weights else []
     words += ["--fomm-config", config.name] if config else []
     return " ".join([*words, "--quick"] if quick else words)
