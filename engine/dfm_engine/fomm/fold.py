@@ -25,38 +25,9 @@ from torch.nn import functional as F
 from dfm_engine.errors import ShapeError
 from dfm_engine.fomm.blocks import DownBlock, ResBlock, SameBlock, UpBlock
 from dfm_engine.fomm.model import Fomm
+from dfm_engine.norms import ChannelAffine, bias_of, fold_norm
 
-__all__ = ["ChannelAffine", "SubpixelUpBlock", "fold", "fold_norm", "merge_convolutions"]
-
-
-class ChannelAffine(nn.Module):
-    """x * scale + shift, per channel: what remains of a norm that cannot be folded."""
-
-    scale: Tensor
-    shift: Tensor
-    zeros: Tensor
-    ones: Tensor
-
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
-        self.register_buffer("zeros", torch.zeros_like(scale))
-        self.register_buffer("ones", torch.ones_like(scale))
-
-    @classmethod
-    def of(cls, norm: nn.BatchNorm2d) -> ChannelAffine:
-        """The same map as a norm in evaluation mode."""
-        scale, shift = _scale_and_shift(norm)
-        return cls(scale.to(norm.weight.dtype), shift.to(norm.weight.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same.
-
-        As a norm with mean 0 and variance 1: one pass in every runtime, where a product and a sum
-        are two in most. (Such statistics also fit float16; a trained running variance may not.)
-        """
-        return F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, eps=0.0)
+__all__ = ["SubpixelUpBlock", "fold", "merge_convolutions"]
 
 
 class SubpixelUpBlock(nn.Module):
@@ -82,7 +53,7 @@ class SubpixelUpBlock(nn.Module):
         with torch.no_grad():
             self.conv.weight.copy_(taps.transpose(0, 1))
             assert self.conv.bias is not None
-            self.conv.bias.copy_(_bias(convolution))
+            self.conv.bias.copy_(bias_of(convolution))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
@@ -117,18 +88,6 @@ def fold(fomm: Fomm, *, subpixel: bool = False) -> Fomm:
     return folded.requires_grad_(False)
 
 
-def fold_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution that does what the convolution and then the norm did, in evaluation mode."""
-    scale, shift = _scale_and_shift(norm)
-    folded = copy.deepcopy(convolution)
-    with torch.no_grad():
-        folded.weight.copy_(convolution.weight.double() * scale[:, None, None, None])
-        folded.bias = nn.Parameter(
-            (_bias(convolution).double() * scale + shift).to(convolution.weight)
-        )
-    return folded.eval().requires_grad_(False)
-
-
 def merge_convolutions(*convolutions: nn.Conv2d) -> nn.Conv2d:
     """One convolution whose output channels are those of the given ones, in order.
 
@@ -145,20 +104,6 @@ def merge_convolutions(*convolutions: nn.Conv2d) -> nn.Conv2d:
                 )
     merged = copy.deepcopy(first)
     merged.weight = nn.Parameter(torch.cat([part.weight.detach() for part in convolutions]))
-    merged.bias = nn.Parameter(torch.cat([_bias(part) for part in convolutions]))
+    merged.bias = nn.Parameter(torch.cat([bias_of(part) for part in convolutions]))
     merged.out_channels = len(merged.weight)
     return merged.eval().requires_grad_(False)
-
-
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    with torch.no_grad():
-        scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-        return scale, norm.bias.double() - norm.running_mean.double() * scale
-
-
-def _bias(convolution: nn.Conv2d) -> Tensor:
-    if convolution.bias is None:
-        return convolution.weight.new_zeros(convolution.out_channels)
-    return convolution.bias.detach()
