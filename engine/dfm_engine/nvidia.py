@@ -37,6 +37,7 @@ class NvidiaFacts:
         gpus: devices that CUDA may use (CUDA_VISIBLE_DEVICES counts).
         cuda_error: why there is no such device.
         nvdec: codecs that the first device decodes (8-bit 4:2:0) -> number of decoders used.
+        nvdec_sizes: the same codecs -> least width and height, largest width and height.
         nvdec_error: why NVDEC cannot be used.
         has_nvenc: the encoder's library loads.
     """
@@ -46,6 +47,7 @@ class NvidiaFacts:
     gpus: tuple[Gpu, ...] = ()
     cuda_error: str | None = None
     nvdec: dict[str, int] | None = None
+    nvdec_sizes: dict[str, tuple[int, int, int, int]] | None = None
     nvdec_error: str | None = None
     has_nvenc: bool = False
 
@@ -86,13 +88,14 @@ def read_nvidia() -> NvidiaFacts:
     driver_cuda = (version.value // 1000, version.value % 1000 // 10) if version.value else None
     has_nvenc = _loads("libnvidia-encode.so.1") is None
     gpus, cuda_error = _gpus(cuda)
-    nvdec, nvdec_error = _nvdec(cuda) if gpus else (None, cuda_error)
+    found, nvdec_error = _nvdec(cuda) if gpus else (None, cuda_error)
     return NvidiaFacts(
         driver=driver,
         driver_cuda=driver_cuda,
         gpus=gpus,
         cuda_error=cuda_error,
-        nvdec=nvdec,
+        nvdec={codec: caps.decoder_count for codec, caps in found.items()} if found else None,
+        nvdec_sizes={codec: _sizes(caps) for codec, caps in found.items()} if found else None,
         nvdec_error=nvdec_error,
         has_nvenc=has_nvenc,
     )
@@ -132,7 +135,11 @@ def _gpus(cuda: ctypes.CDLL) -> tuple[tuple[Gpu, ...], str | None]:
     return tuple(gpus), None if gpus else "CUDA sees no device"
 
 
-def _nvdec(cuda: ctypes.CDLL) -> tuple[dict[str, int] | None, str | None]:
+def _sizes(caps: _DecodeCaps) -> tuple[int, int, int, int]:
+    return caps.min_width, caps.min_height, caps.max_width, caps.max_height
+
+
+def _nvdec(cuda: ctypes.CDLL) -> tuple[dict[str, _DecodeCaps] | None, str | None]:
     """Codecs of the first device; the question needs a context, which is released again."""
     if error := _loads("libnvcuvid.so.1"):
         return None, error
@@ -143,14 +150,14 @@ def _nvdec(cuda: ctypes.CDLL) -> tuple[dict[str, int] | None, str | None]:
         return None, f"no CUDA context: {_error_name(cuda, code)}"
     try:
         cuda.cuCtxPushCurrent_v2(context)
-        found: dict[str, int] = {}
+        found: dict[str, _DecodeCaps] = {}
         for codec, number in CODECS.items():
             caps = _DecodeCaps(codec=number, chroma_format=_CHROMA_420)
             code = cuvid.cuvidGetDecoderCaps(ctypes.byref(caps))
             if code:
                 return None, f"cuvidGetDecoderCaps failed: {_error_name(cuda, code)}"
             if caps.is_supported:
-                found[codec] = caps.decoder_count
+                found[codec] = caps
         cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     finally:
         cuda.cuDevicePrimaryCtxRelease_v2(0)

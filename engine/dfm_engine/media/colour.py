@@ -20,6 +20,8 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from dfm_engine.clip import Box
+
 __all__ = ["Colour", "Orientation", "RgbConverter", "colour_of", "display_size", "orientation_of"]
 
 FLAGS = (
@@ -95,15 +97,30 @@ class Orientation:
         """Whether left and right change sides."""
         return self.transpose ^ self.mirror_columns ^ self.mirror_rows
 
-    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn an (H, W, 3) picture upright; contiguous."""
+    def apply(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn a picture (H, W, 3), or pictures (..., H, W, 3), upright; contiguous."""
         if self.transpose:
-            picture = picture.transpose(1, 0, 2)
+            pictures = pictures.swapaxes(-3, -2)
         if self.mirror_columns:
-            picture = picture[:, ::-1]
+            pictures = pictures[..., :, ::-1, :]
         if self.mirror_rows:
-            picture = picture[::-1]
-        return np.ascontiguousarray(picture)
+            pictures = pictures[..., ::-1, :, :]
+        return np.ascontiguousarray(pictures)
+
+    def stored_box(self, box: Box, height: int, width: int) -> Box:
+        """Where a box of the upright picture lies in the stored one.
+
+        Args:
+            box: in pixel edges of the upright picture.
+            height: of the upright picture.
+            width: likewise.
+        """
+        x0, y0, x1, y1 = box
+        if self.mirror_rows:
+            y0, y1 = height - y1, height - y0
+        if self.mirror_columns:
+            x0, x1 = width - x1, width - x0
+        return Box(y0, x0, y1, x1) if self.transpose else Box(x0, y0, x1, y1)
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:

@@ -95,6 +95,8 @@ class ClipReader:
         container, codec, profile, pix_fmt: as FFmpeg names them.
         width, height: of the stored pictures, before turning; 0 until known.
         aspect: width of a pixel over its height, or None.
+        stream_index: of the stream that is read, in its container.
+        picture_streams: how many streams there hold pictures, covers and thumbnails included.
         header_frames: what the index promises, or None where there is none.
         damages: what was lost so far (lenient reading only).
         warnings: oddities that lose nothing, each a word, a colon and a sentence.
@@ -148,6 +150,8 @@ class ClipReader:
         started = time.thread_time()
         self._av = self._demuxer()
         self._stream = self._choose_stream()
+        self.stream_index = self._stream.index
+        self.picture_streams = len(self._av.streams.video)
         self._cpu_s = time.thread_time() - started
         context = self._stream.codec_context
         codec = context.codec.canonical_name if context is not None else "undecodable"
