@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dfm_engine.actions import Action
+from dfm_engine.audit.baselines import audit_or_note
 from dfm_engine.clip import DrivingClip, SourceClip
 from dfm_engine.columns import Row, text_of_path
 from dfm_engine.jobs import Marker, RunFolder
@@ -190,6 +191,7 @@ def _write_report(
         facts={"made by this run": f"{summary.made} clips", **_versions()},
         banner=options.banner,
         confusion=confusion,
+        audit=audit_or_note(rows, options.out),
     )
     write_report(options.out, data)
 

@@ -102,6 +102,24 @@ def dataset_verify(
     report.check()
 
 
+@dataset_app.command("audit")
+def dataset_audit(
+    out: Annotated[Path, typer.Argument(help="A built data set.")],
+    max_clips: Annotated[
+        int, typer.Option(help="Look at about so many clips, of as many people as possible.", min=1)
+    ] = 400,
+    as_json: Json = False,
+) -> None:
+    """Say what a detector could learn without a face: file size, codec, container, border, ..."""
+    from dfm_engine.audit.command import run_audit
+    from dfm_engine.progress import Counter
+
+    with Counter("audit", "files") as count:
+        report = run_audit(out, max_clips=max_clips, progress=count)
+    report.print(out)
+    finish(report.to_json(), as_json, report.exit_code)
+
+
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="Folder for driving/ and real/ clips.")],

@@ -77,7 +77,7 @@ def stream_facts(path: Path) -> StreamFacts:
                 if not packet.size:
                     continue
                 data = bytes(packet)
-                options = options or _x264_options(data)
+                options = options or options_in(data)
                 frames += len(decoder.decode(av.Packet(data)))
             frames += len(decoder.decode(None))
             return StreamFacts(
@@ -109,13 +109,14 @@ def x264_options(path: Path) -> str:
     try:
         with av.open(os.fspath(path)) as container:
             for packet in container.demux(video=0):
-                return _x264_options(bytes(packet))
+                return options_in(bytes(packet))
     except (FFmpegError, OSError, IndexError) as error:
         raise MediaError(path, "corrupt", f"does not open: {error}") from error
     return ""
 
 
-def _x264_options(access_unit: bytes) -> str:
+def options_in(access_unit: bytes) -> str:
+    """The options that x264 wrote into a picture as mp4 stores it, "" if it wrote none."""
     for unit in _nal_units(access_unit):
         if unit and unit[0] & 0x1F == _SEI:
             for kind, payload in _sei_messages(_unescape(unit[1:])):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm_engine.actions import Action
+from dfm_engine.audit.result import AuditReport
 from dfm_engine.clip import QUALITIES, Pixels
 from dfm_engine.columns import Row
 from dfm_engine.quarantine import QuarantineRow
@@ -85,6 +86,7 @@ class ReportData:
         facts: versions, hashes, device, in the order to be shown.
         banner: a warning above everything else, such as weights that are random.
         confusion: of the screen, where it was measured.
+        audit: of shortcuts, where it was made.
     """
 
     recipe: str
@@ -97,6 +99,7 @@ class ReportData:
     facts: Mapping[str, str] = field(default_factory=dict)
     banner: str = ""
     confusion: Confusion | None = None
+    audit: AuditReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from dfm_engine.actions import Action
 from dfm_engine.clip import QUALITIES
 from dfm_engine.progress import duration
 from dfm_engine.report import charts
+from dfm_engine.report.audit_section import shortcuts
 from dfm_engine.report.data import (
     SPLIT_NAMES,
     ActionStats,
@@ -46,6 +47,7 @@ def render(data: ReportData, sheets: Mapping[Action, Sequence[Markup]], *, note:
         ("examples", "Examples", _examples(sheets, note)),
         ("counts", "Counts", _counts(data, stats)),
         ("screen", "What the screen refused", _refusals(data, stats)),
+        ("audit", "Shortcuts", shortcuts(data.audit) if data.audit else None),
         ("time", "Time", _time(data)),
         ("quarantine", "Quarantine", _quarantine(data)),
         ("facts", "How it was made", _facts(data)),
