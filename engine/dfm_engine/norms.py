@@ -9,6 +9,7 @@ Equal up to rounding; sums are taken in float64.
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -120,26 +121,18 @@ def _convolutions_before_norms(module: nn.Module, example: Tensor) -> dict[str, 
     found: dict[str, str] = {}
     handles = []
 
-    def after_convolution(name: str, output: Tensor) -> None:
+    def after_convolution(name: str, _part: nn.Module, _inputs: object, output: Tensor) -> None:
         made[id(output)] = (name, output)
 
-    def before_norm(name: str, x: Tensor) -> None:
-        if id(x) in made:
-            found[name] = made[id(x)][0]
+    def before_norm(name: str, _part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(inputs[0]) in made:
+            found[name] = made[id(inputs[0])][0]
 
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d):
-            handles.append(
-                part.register_forward_hook(
-                    lambda _m, _i, out, name=name: after_convolution(name, out)
-                )
-            )
+            handles.append(part.register_forward_hook(partial(after_convolution, name)))
         elif isinstance(part, nn.BatchNorm2d):
-            handles.append(
-                part.register_forward_pre_hook(
-                    lambda _m, args, name=name: before_norm(name, args[0])
-                )
-            )
+            handles.append(part.register_forward_pre_hook(partial(before_norm, name)))
     try:
         module(example)
     finally:
