@@ -176,7 +176,7 @@ class RunFolder:
                 f"--out {os.fspath(out)!r} cannot be written: {error.strerror or error}"
             ) from error
         try:
-            _take(lock, fcntl.LOCK_EX, out)
+            take_lock(lock, fcntl.LOCK_EX, out)
             folder = cls(out, lock)
             folder._agree(json.loads(_canonical(contract)), recipe_toml)
             folder._sweep()
@@ -324,7 +324,7 @@ def reading(out: Path) -> Iterator[None]:
         yield  # a copy without the lock file: nobody builds here
         return
     with lock:
-        _take(lock, fcntl.LOCK_SH, out)
+        take_lock(lock, fcntl.LOCK_SH, out)
         yield
 
 
@@ -349,7 +349,12 @@ def media_files(out: Path) -> list[str]:
     )
 
 
-def _take(lock: IO[str], mode: int, out: Path) -> None:
+def take_lock(lock: IO[str], mode: int, out: Path) -> None:
+    """Hold a run's folder, `fcntl.LOCK_EX` to work in it or `LOCK_SH` to read.
+
+    Raises:
+        UsageError: another process holds it.
+    """
     try:
         fcntl.flock(lock, mode | fcntl.LOCK_NB)
     except OSError as error:
