@@ -124,9 +124,10 @@ class Store:
         elif out.shape != shape or out.dtype != np.uint8:
             raise ShapeError(f"out must be uint8 {shape}, got {out.dtype} {out.shape}")
         place = np.searchsorted(self.starts, wanted, side="right") - 1
-        shards = self.shards
-        for k, (shard, row) in enumerate(zip(place, wanted - self.starts[place], strict=True)):
-            out[k] = shards[shard][row]
+        inside = wanted - self.starts[place]
+        shards = [shard.view(np.ndarray) for shard in self.shards]  # a memmap's views cost 5 us
+        for k in np.argsort(wanted, kind="stable"):  # forwards through the files
+            out[k] = shards[place[k]][inside[k]]
         return out
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:

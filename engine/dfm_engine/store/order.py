@@ -37,7 +37,8 @@ class Purpose(IntEnum):
     FRAME = 2
     QUALITY = 3
     AUGMENT = 4
-    CLASSES = 5
+    REALS = 5
+    FAKES = 6
 
 
 def philox(counters: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:

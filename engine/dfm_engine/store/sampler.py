@@ -84,7 +84,10 @@ class Refused:
 class FrameSampler(Protocol):
     """Reads frames of clips."""
 
-    name: Literal["pyav", "dali"]
+    @property
+    def name(self) -> Literal["pyav", "dali"]:
+        """As `meta.json` calls it."""
+        ...
 
     def sample(self, clips: Iterable[ClipToSample]) -> Iterator[Sampled | Refused]:
         """Yield every clip's frames, or why it has none, in the order of `clips`.

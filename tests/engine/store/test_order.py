@@ -55,7 +55,7 @@ def test_an_order_changes_with_seed_epoch_and_purpose():
         epoch_order(100, seed=2, epoch=2),
         epoch_order(100, seed=1 + (1 << 32), epoch=2),
         epoch_order(100, seed=1, epoch=3),
-        epoch_order(100, seed=1, epoch=2, purpose=Purpose.CLASSES),
+        epoch_order(100, seed=1, epoch=2, purpose=Purpose.REALS),
     ]
     for other in others:
         assert (other == given_).sum() < 10
