@@ -94,7 +94,7 @@ def run_evaluate_fomm(
             only of rendered people, and where MTCNN is installed.
         progress: called with the animations done and all of them, for rendered people.
     """
-    from dfm_engine.fomm.train import pick_device
+    from dfm_engine.train_device import pick_device
 
     where = pick_device(device)
     fomm = weights

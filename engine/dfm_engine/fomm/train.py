@@ -11,21 +11,18 @@ is spread over the time: this call takes it up to the share `until`, whatever th
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dfm_engine.errors import EnvironmentUnfit, UsageError
+from dfm_engine.errors import UsageError
 from dfm_engine.fomm.average import WeightAverage, count_parameters, shippable
 from dfm_engine.fomm.model import Fomm, load, save
 from dfm_engine.fomm.pairs import FolderPairs, Pairs
@@ -38,6 +35,7 @@ from dfm_engine.fomm.train_recipe import (
     phase_config,
 )
 from dfm_engine.fomm.train_step import Batch, TrainingStep
+from dfm_engine.train_device import machine, pick_device
 
 log = logging.getLogger(__name__)
 
@@ -387,39 +385,3 @@ def open_pairs(recipe: TrainFommRecipe, data: str | Path | None, device: torch.d
     from dfm_engine.fomm.procedural_pairs import ProceduralPairs
 
     return ProceduralPairs(recipe, device=device)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device to train on; "auto" is a GPU where there is one.
-
-    Raises:
-        EnvironmentUnfit: CUDA was asked for and torch sees none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentUnfit(
-            f"training on {name}: torch {torch.__version__} sees no CUDA device; use --device cpu "
-            "or run dfm-engine doctor"
-        )
-    return torch.device(name)
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """What the numbers were made on."""
-    facts = {
-        "device": device.type,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": str(torch.get_num_threads()),
-    }
-    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a bare checkout
-        facts["dfm_engine"] = metadata.version("dfm-engine")
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                facts["cpu"] = line.partition(":")[2].strip()
-                break
-    return facts
