@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 
-from dfm_engine.cli import bench, build, evaluate, look, train
+from dfm_engine.cli import bench, build, evaluate, look, prepare, train, train_detector
 from dfm_engine.cli.common import (
     app,
     bench_app,
@@ -26,7 +26,17 @@ from dfm_engine.cli.common import (
 from dfm_engine.errors import DfmError
 from dfm_engine.interrupts import Interrupted, stop_on_signals
 
-__all__ = ["app", "bench", "build", "evaluate", "look", "main", "train"]
+__all__ = [
+    "app",
+    "bench",
+    "build",
+    "evaluate",
+    "look",
+    "main",
+    "prepare",
+    "train",
+    "train_detector",
+]
 
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(train_app, name="train")
