@@ -103,6 +103,7 @@ def timed_build(
         workers=machinery.workers,
         batch_size=machinery.batch_size,
         threads=machinery.threads,
+        reader=machinery.reader,
         progress=progress,
     )
     wall_s = time.perf_counter() - started

@@ -21,6 +21,7 @@ from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, SourceClip
 from dfm_engine.encoding import Encoders
 from dfm_engine.errors import ShortfallError
+from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.finish import BuildSummary, finish, quarantined_inputs
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import RunFolder
@@ -51,6 +52,7 @@ def build_dataset(
     workers: int,
     batch_size: int,
     threads: int,
+    reader: FrameReader | None = None,
     stop: StopRequest | None = None,
     say: Said = lambda text: None,
     progress: bool = True,
@@ -65,6 +67,8 @@ def build_dataset(
         workers: encode processes.
         batch_size: generator rows per batch; fixed in run.json, as it may decide a rounding.
         threads: of torch, set by the caller; likewise.
+        reader: decodes the clips, the same that `framer` uses; PyAV where left out. Fixed in
+            run.json, too: two decoders agree within a rounding, not to the bit.
         stop: set by a signal; the run then ends after the wave under way.
         say: told what a person wants to read.
         progress: write a line of it every few seconds.
@@ -77,6 +81,7 @@ def build_dataset(
     """
     stop = StopRequest() if stop is None else stop
     recipe = options.recipe
+    reader = PyavReader() if reader is None else reader
     meters = Meters()
     inputs = list_inputs(options)
     for warning in inputs.warnings:
@@ -85,6 +90,7 @@ def build_dataset(
         "recipe": recipe_hash(recipe),
         "weights_sha256": runner.weights_sha256,
         "runner": runner.name,
+        "decode": reader.name,
         "av": importlib.metadata.version("av"),  # its x264 decides the bytes
         "batch_size": batch_size,
         "threads": threads,
@@ -113,6 +119,7 @@ def build_dataset(
             recipe=recipe,
             runner=runner,
             detector=detector,
+            reader=reader,
             batch_size=batch_size,
             meters=meters,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
 from dfm_engine.errors import UsageError
 from dfm_engine.faces.framing import frame_clip
 from dfm_engine.faces.mtcnn import Mtcnn
+from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.machine import read_cores
 from dfm_engine.prepare import Framer
@@ -20,7 +22,19 @@ from dfm_engine.recipe import BuildRecipe
 from dfm_engine.screen import Detector
 from dfm_engine.weights import demo_weights
 
-__all__ = ["Machinery", "load_fomm", "load_machinery", "pick_device", "weights_banner"]
+__all__ = [
+    "DECODERS",
+    "Machinery",
+    "load_fomm",
+    "load_machinery",
+    "open_reader",
+    "pick_device",
+    "weights_banner",
+]
+
+DECODERS = ("auto", "pyav", "dali")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +47,11 @@ class Machinery:
     batch_size: int
     threads: int
     workers: int
+    reader: FrameReader = field(default_factory=PyavReader)
 
 
 def load_machinery(
-    recipe: BuildRecipe, *, weights: str, config: Path | None, device: str
+    recipe: BuildRecipe, *, weights: str, config: Path | None, device: str, decode: str = "auto"
 ) -> Machinery:
     """Load the networks of a build and share out the cores: all to torch, all but one to encoders.
 
@@ -45,16 +60,19 @@ def load_machinery(
         weights: see `load_fomm`.
         config: likewise.
         device: auto, cpu or cuda.
+        decode: see `open_reader`.
     """
     cores = max(1, int(read_cores()))
     torch.set_num_threads(cores)
     where = pick_device(device)
+    reader = open_reader(decode, where)
     model = load_fomm(weights, config, align_corners=recipe.motion.align_corners)
     detector = Mtcnn.load(where)
     return Machinery(
         runner=TorchRunner(model, where),
         detector=detector,
-        framer=framer_of(recipe, detector, size=model.frame_size[0]),
+        framer=framer_of(recipe, detector, size=model.frame_size[0], reader=reader),
+        reader=reader,
         batch_size=recipe.plan.batch_size or plan_batch_size(model.config, where),
         threads=cores,
         workers=max(1, cores - 1),
@@ -83,7 +101,9 @@ def weights_banner(weights: str) -> str:
     }.get(weights, "")
 
 
-def framer_of(recipe: BuildRecipe, detector: Mtcnn, *, size: int) -> Framer:
+def framer_of(
+    recipe: BuildRecipe, detector: Mtcnn, *, size: int, reader: FrameReader | None = None
+) -> Framer:
     """`frame_clip` with the settings of a build bound to it."""
 
     def frame(clip: SourceClip | DrivingClip) -> FramedClip:
@@ -100,9 +120,36 @@ def framer_of(recipe: BuildRecipe, detector: Mtcnn, *, size: int) -> Framer:
             end_s=clip.end_s if is_driving else None,
             mirrored=is_driving and clip.mirrored,
             is_still=not is_driving and clip.is_still,
+            sha256=clip.sha256,
+            reader=reader,
         )
 
     return frame
+
+
+def open_reader(decode: str, device: str) -> FrameReader:
+    """What decodes the clips of a build.
+
+    Args:
+        decode: `pyav`; `dali`, which is NVDEC for what it takes and PyAV for the rest; or `auto`:
+            `dali` where the networks run on a GPU that decodes, else `pyav`.
+        device: `cpu` or `cuda`, where the networks run.
+
+    Raises:
+        UsageError: another word.
+        EnvironmentUnfit: `dali`, and this machine does not decode with it.
+    """
+    if decode not in DECODERS:
+        raise UsageError(f"--decode takes {', '.join(DECODERS)}, found {decode!r}")
+    if decode == "pyav" or (decode == "auto" and device == "cpu"):
+        return PyavReader()
+    from dfm_engine.store.dali_reader import DaliReader
+    from dfm_engine.store.nvdec import why_not_dali
+
+    if decode == "auto" and (reason := why_not_dali()):
+        _log.info("decoding on the CPU: %s", reason)
+        return PyavReader()
+    return DaliReader()
 
 
 def pick_device(name: str) -> str:

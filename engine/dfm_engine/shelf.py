@@ -20,6 +20,7 @@ from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, FaceTrack, Pixels, SourceClip
 from dfm_engine.errors import DfmError, FaceError, MediaError, ShapeError, UsageError
 from dfm_engine.faces.framing import crop_clip
+from dfm_engine.faces.pictures import FrameReader
 from dfm_engine.fomm.best_frame import find_best_frame
 from dfm_engine.fomm.transfer import transfer
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
@@ -81,6 +82,7 @@ class Shelf:
         recipe: of the run.
         runner: holds the model.
         detector: finds faces, for the driving clips' signals.
+        reader: decodes; PyAV where left out.
         batch_size: generator rows per batch.
         meters: where the time goes.
     """
@@ -95,12 +97,14 @@ class Shelf:
         detector: Detector,
         batch_size: int,
         meters: Meters,
+        reader: FrameReader | None = None,
     ) -> None:
         self.sources = sources
         self.driving = driving
         self._recipe = recipe
         self._runner = runner
         self._detector = detector
+        self._reader = reader
         self._batch_size = batch_size
         self._meters = meters
         self._source: tuple[str, OpenSource] | None = None
@@ -212,4 +216,5 @@ class Shelf:
             limits=self._recipe.limits,
             clips=self._recipe.clips,
             first_frame=prepared.first_frame,
+            reader=self._reader,
         )

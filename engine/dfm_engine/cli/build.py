@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from dfm_engine.cli.common import Device, FommYaml, Json, Weights, app, dataset_app, finish, say
+from dfm_engine.cli.common import (
+    Decode,
+    Device,
+    FommYaml,
+    Json,
+    Weights,
+    app,
+    dataset_app,
+    finish,
+    say,
+)
 from dfm_engine.interrupts import draining_signals
 
 
@@ -35,6 +45,7 @@ def build_dataset(
         Path | None, typer.Option(help="CSV `clip_id, gate, verdict, score` from elsewhere.")
     ] = None,
     device: Device = "auto",
+    decode: Decode = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be made; write nothing.")
     ] = False,
@@ -69,7 +80,7 @@ def build_dataset(
 
     with draining_signals() as stop:
         machinery = load_machinery(
-            options.recipe, weights=weights, config=fomm_config, device=device
+            options.recipe, weights=weights, config=fomm_config, device=device, decode=decode
         )
         summary = build(
             options,
@@ -79,6 +90,7 @@ def build_dataset(
             workers=machinery.workers,
             batch_size=machinery.batch_size,
             threads=machinery.threads,
+            reader=machinery.reader,
             stop=stop,
             say=say,
         )

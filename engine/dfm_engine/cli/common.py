@@ -24,6 +24,10 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure speed.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, the last line.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Decode = Annotated[
+    str,
+    typer.Option(help="auto, pyav or dali: clips that NVDEC can decode go there, through DALI."),
+]
 Weights = Annotated[
     str,
     typer.Option(

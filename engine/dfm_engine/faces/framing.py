@@ -1,22 +1,18 @@
 """A clip cut to its face: find it, choose the box, crop every frame.
 
-In: a file. Out: a `FramedClip`. The file is read twice, frame by frame: once to find the face on
-every n-th frame (`look_at_clip`), once to crop (`crop_clip`), so that memory holds a batch of
-pictures and the cropped frames, never the clip in its full size.
+In: a file. Out: a `FramedClip`. The file is read twice by a `pictures.FrameReader`: once to find
+the face on every n-th frame (`look_at_clip`), once to crop (`crop_clip`), so that memory holds a
+batch of pictures and the cropped frames, never the clip in its full size.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dfm_engine.clip import Box, DrivingClip, FaceTrack, FramedClip, Pixels, SourceClip
@@ -29,11 +25,10 @@ from dfm_engine.faces.appearance import (
 )
 from dfm_engine.faces.box import clip_box
 from dfm_engine.faces.mtcnn import Face
+from dfm_engine.faces.pictures import ClipRange, FrameReader, PyavReader
 from dfm_engine.faces.source_frame import choose_source_frame
 from dfm_engine.faces.track import choose_faces, track_face
-from dfm_engine.media.decode import read_frames, read_still
 from dfm_engine.recipe import Clips, Faces, Limits, Sources
-from dfm_kernels.crop import Cropper
 
 __all__ = ["ClipRange", "Detector", "Seen", "crop_clip", "frame_clip", "look_at_clip"]
 
@@ -50,39 +45,6 @@ class Detector(Protocol):
     def detect(self, frames: Pixels, *, min_face_px: float = ...) -> list[list[Face]]:
         """Per frame of uint8 (B, H, W, 3) its faces."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClipRange:
-    """Which pictures of a file are meant; see `frame_clip` for the fields."""
-
-    path: Path
-    start_s: float = 0.0
-    end_s: float | None = None
-    mirrored: bool = False
-    is_still: bool = False
-
-    @classmethod
-    def of(cls, clip: SourceClip | DrivingClip) -> ClipRange:
-        """What a listed clip means."""
-        if isinstance(clip, SourceClip):
-            return cls(path=clip.path, is_still=clip.is_still)
-        return cls(path=clip.path, start_s=clip.start_s, end_s=clip.end_s, mirrored=clip.mirrored)
-
-    def read(self, *, limits: Limits, clips: Clips) -> Iterator[NDArray[np.uint8]]:
-        """Yield its pictures (H, W, 3) at the canonical rate, `clips.max_frames` at most.
-
-        Raises:
-            MediaError: the file does not decode.
-        """
-        if self.is_still:
-            pictures = iter([read_still(self.path, limits=limits)])
-        else:
-            pictures = read_frames(
-                self.path, fps=clips.fps, limits=limits, start_s=self.start_s, end_s=self.end_s
-            )
-        for picture in islice(pictures, clips.max_frames):
-            yield np.ascontiguousarray(picture[:, ::-1]) if self.mirrored else picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +78,8 @@ def frame_clip(
     end_s: float | None = None,
     mirrored: bool = False,
     is_still: bool = False,
+    sha256: str | None = None,
+    reader: FrameReader | None = None,
 ) -> FramedClip:
     """Cut a clip, or a range of it, to its face.
 
@@ -131,6 +95,8 @@ def frame_clip(
         end_s: its end (half-open), None for the end of the clip.
         mirrored: flip pictures left to right as they are read.
         is_still: a picture; gives one frame.
+        sha256: of the file, if it was found whole; a GPU decodes nothing else.
+        reader: decodes; PyAV where left out.
 
     Returns:
         Frames from the first one that shows the face on, with track and box.
@@ -139,10 +105,18 @@ def frame_clip(
         MediaError: the file does not decode, or is `too-short`.
         FaceError: no usable face; see docs/inputs.md for the kinds.
     """
+    reader = reader or PyavReader()
     clip = ClipRange(
-        path=Path(path), start_s=start_s, end_s=end_s, mirrored=mirrored, is_still=is_still
+        path=Path(path),
+        start_s=start_s,
+        end_s=end_s,
+        mirrored=mirrored,
+        is_still=is_still,
+        sha256=sha256,
     )
-    seen = look_at_clip(clip, detector=detector, limits=limits, faces=faces, clips=clips)
+    seen = look_at_clip(
+        clip, detector=detector, limits=limits, faces=faces, clips=clips, reader=reader
+    )
     track = seen.track
     if len(track) < clips.min_frames and not is_still:
         raise MediaError(
@@ -152,7 +126,9 @@ def frame_clip(
             f"{clips.min_frames} are needed; leave it out or lower clips.min_frames",
         )
     box = clip_box(track, enlarge=faces.enlarge)
-    frames = _crop(clip, box, size=size, limits=limits, clips=clips, first_frame=seen.first_frame)
+    frames = reader.crop(
+        clip, box, size=size, limits=limits, clips=clips, first_frame=seen.first_frame
+    )
     source = choose_source_frame(frames, track, box, settings=sources, path=path)
     return FramedClip(
         frames=frames,
@@ -172,6 +148,7 @@ def crop_clip(
     limits: Limits,
     clips: Clips,
     first_frame: int = 0,
+    reader: FrameReader | None = None,
 ) -> Pixels:
     """Crop a clip again by the box and first frame that `frame_clip` found; the same frames.
 
@@ -182,6 +159,7 @@ def crop_clip(
         limits: what the file may ask for.
         clips: rate and length of canonical clips.
         first_frame: `FramedClip.first_frame`.
+        reader: the one that framed it; PyAV where left out.
 
     Returns:
         uint8 (T, size, size, 3).
@@ -189,13 +167,19 @@ def crop_clip(
     Raises:
         MediaError: the file does not decode, or holds no frame after `first_frame`.
     """
-    return _crop(
+    return (reader or PyavReader()).crop(
         ClipRange.of(clip), box, size=size, limits=limits, clips=clips, first_frame=first_frame
     )
 
 
 def look_at_clip(
-    clip: ClipRange, *, detector: Detector, limits: Limits, faces: Faces, clips: Clips
+    clip: ClipRange,
+    *,
+    detector: Detector,
+    limits: Limits,
+    faces: Faces,
+    clips: Clips,
+    reader: FrameReader | None = None,
 ) -> Seen:
     """The first pass: find the subject of a clip and check that it stays one moving person.
 
@@ -204,15 +188,11 @@ def look_at_clip(
         FaceError: `no-face`, `face-too-small`, `face-lost`, `identity-change` or `no-motion`.
     """
     looks = _Looks(detector, faces)
-    count = 0
-    last: NDArray[np.uint8] | None = None
-    for index, picture in enumerate(clip.read(limits=limits, clips=clips)):
-        if index % faces.every_n == 0:
-            looks.add(index, picture)
-        count, last = index + 1, picture
-    if last is not None and (count - 1) % faces.every_n:
-        looks.add(count - 1, last)
+    reader = reader or PyavReader()
+    for index, picture in reader.look(clip, every_n=faces.every_n, limits=limits, clips=clips):
+        looks.add(index, picture)
     looks.flush()
+    count = looks.frames[-1] + 1 if looks.frames else 0
     chosen = choose_faces(looks.faces, settings=faces)
     track = track_face(looks.faces, looks.frames, count, settings=faces, path=clip.path)
     found = [look for look, face in enumerate(chosen) if face is not None]
@@ -278,48 +258,6 @@ class _Looks:
             both = [(face, thumbnail(picture, face.box)) for face in sure]
             seen.append([(face, small) for face, small in both if is_visible(small)])
         return seen
-
-
-def _crop(
-    clip: ClipRange, box: Box, *, size: int, limits: Limits, clips: Clips, first_frame: int
-) -> Pixels:
-    """The second pass."""
-    # Pages of it that no frame reaches are never touched, so the length may be generous.
-    frames = np.empty((1 if clip.is_still else clips.max_frames, size, size, 3), np.uint8)
-    count = 0
-    cropper: Cropper | None = None
-    with _one_thread():
-        for index, picture in enumerate(clip.read(limits=limits, clips=clips)):
-            if index < first_frame:
-                continue
-            if cropper is None:
-                cropper = Cropper(picture.shape[0], picture.shape[1], box, size)
-            frame = torch.from_numpy(np.require(picture, requirements="W"))
-            frames[count] = cropper(frame).numpy()
-            count += 1
-    if not count:
-        raise MediaError(
-            clip.path,
-            "empty-range",
-            f"holds no frame after frame {first_frame}; it held some before: do not change inputs "
-            "during a run",
-        )
-    return frames[:count]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread: a crop is dozens of products too small to share (424 -> 675 frames/s).
-
-    Measured on two cores of an AMD EPYC with another job running, 256 x 256, 2026-11-22. It also
-    makes the pixels independent of the thread count.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _from(track: FaceTrack, first: int) -> FaceTrack:

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -28,70 +27,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm_engine.clip import Box, Pixels
-from dfm_engine.errors import EnvironmentUnfit, MediaError
+from dfm_engine.errors import MediaError
 from dfm_engine.machine import read_cores
-from dfm_engine.media.colour import RgbConverter
 from dfm_engine.media.containers import open_media
-from dfm_engine.media.cropping import BoxCropper, middle_square
+from dfm_engine.media.cropping import middle_square
 from dfm_engine.media.outline import ClipOutline, read_outline
-from dfm_engine.nvidia import NvidiaFacts, read_nvidia
 from dfm_engine.recipe import Limits
-from dfm_engine.store.dali_graph import GraphSpec, load_dali
+from dfm_engine.store.dali_graph import GraphSpec
 from dfm_engine.store.dali_run import DaliRunner, Failed, Part
-from dfm_engine.store.routing import Route, SizeLimits, Stream, by_size, rgb_correction, route
+from dfm_engine.store.nvdec import Router, gpu_router, gpu_spec, is_same_picture, parts_of
+from dfm_engine.store.routing import Route, Stream, by_size
 from dfm_engine.store.sampler import ClipToSample, FrameSampler, Refused, Sampled
 
-__all__ = ["DaliSampler", "gpu_spec", "parts_of", "why_not_dali"]
+__all__ = ["DaliSampler"]
 
 _log = logging.getLogger(__name__)
 
 WINDOW_CLIPS = 256
 WINDOW_BYTES = 1 << 30  # of cropped frames, held until they are handed on in order
-LEAST_THREADS = 4
-SAME_PICTURE = 3.0
-"""Mean distance in levels below which two decoders saw the same first picture. Colour arithmetic
-alone gives 0.4; a picture with moved or lost rows is tens away."""
-
-Router = Callable[[Stream, int], Route]
-
 T = TypeVar("T")
-
-
-def why_not_dali(facts: NvidiaFacts | None = None) -> str:
-    """What keeps this machine from decoding through DALI, in words; "" if nothing does."""
-    facts = read_nvidia() if facts is None else facts
-    if not facts.gpus:
-        return facts.cuda_error or "CUDA sees no device"
-    if not facts.nvdec:
-        return facts.nvdec_error or "NVDEC is not usable"
-    try:
-        load_dali()
-    except EnvironmentUnfit as error:
-        return str(error)
-    return ""
-
-
-def gpu_spec(facts: NvidiaFacts | None = None) -> GraphSpec:
-    """The graph for this machine's first GPU: two decoding threads per engine, a clip for each.
-
-    Raises:
-        EnvironmentUnfit: there is none that DALI decodes on.
-    """
-    facts = read_nvidia() if facts is None else facts
-    if reason := why_not_dali(facts):
-        raise EnvironmentUnfit(
-            f"decoding with DALI: {reason}; use --decode auto or pyav, or see `dfm-engine doctor`"
-        )
-    engines = max((facts.nvdec or {}).values(), default=1)
-    threads = max(LEAST_THREADS, 2 * engines)
-    return GraphSpec(source="nvdec", device_id=0, threads=threads, batch_size=2 * threads)
-
-
-def size_limits(facts: NvidiaFacts) -> Mapping[str, SizeLimits] | None:
-    """What the device says it decodes; None where it says nothing."""
-    if not facts.nvdec_sizes:
-        return None
-    return {codec: SizeLimits(*size) for codec, size in facts.nvdec_sizes.items()}
 
 
 @dataclass(slots=True, eq=False)
@@ -139,17 +93,12 @@ class DaliSampler:
         Raises:
             EnvironmentUnfit: no `spec` is given and this machine cannot decode with DALI.
         """
-        if spec is None or router is None:
-            facts = read_nvidia()
-            spec = spec or gpu_spec(facts)
-            sizes = size_limits(facts)
-            router = router or (lambda stream, wanted: route(stream, wanted=wanted, limits=sizes))
         self.routes: Counter[str] = Counter()
         self._size_px = size_px
         self._fallback = fallback
         self._limits = limits or Limits()
-        self._spec = spec
-        self._router = router
+        self._spec = gpu_spec() if spec is None else spec
+        self._router = gpu_router() if router is None else router
 
     def sample(self, clips: Iterable[ClipToSample]) -> Iterator[Sampled | Refused]:
         """Yield every clip's frames, or why it has none, in order; see `FrameSampler`.
@@ -259,20 +208,15 @@ class DaliSampler:
         frames = found.pieces[0] if len(found.pieces) == 1 else np.concatenate(found.pieces)
         frames = outline.orientation.apply(frames)
         if _known(found.route).needs_check:
-            distance = _distance(frames[0], outline, _box_of(found.clip, outline))
-            if distance > SAME_PICTURE:
+            if not is_same_picture(frames[0], outline, _box_of(found.clip, outline)):
                 found.why_cpu = "other-picture: NVDEC's first picture is not PyAV's"
-                _log.warning(
-                    "%s: the GPU's first picture is %.1f levels from the CPU's; the CPU decodes it",
-                    found.clip.path,
-                    distance,
-                )
+                _log.warning("%s: %s; the CPU decodes it", found.clip.path, found.why_cpu)
                 return
             frames = frames[1:]
         found.frames = frames
 
     def _hand_on(self, window: list[_Loaded]) -> Iterator[Sampled | Refused]:
-        others = self._fallback.sample(found.clip for found in window if found.frames is None)
+        others = self._fallback.sample([found.clip for found in window if found.frames is None])
         try:
             for found in window:
                 self.routes[found.why_cpu.split(":")[0] if found.why_cpu else "nvdec"] += 1
@@ -289,53 +233,9 @@ class DaliSampler:
                 others.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def parts_of(
-    outline: ClipOutline,
-    stream: Stream,
-    file: NDArray[np.uint8],
-    wanted: NDArray[np.int32],
-    *,
-    box: Box,
-    size: tuple[int, int],
-) -> list[Part]:
-    """What the graph is given for a clip: one part, or more where its pictures fill too much.
-
-    Args:
-        outline: of the clip.
-        stream: its facts.
-        file: its bytes, uint8 (N,).
-        wanted: (F,) int32, pictures by their place in the order of showing.
-        box: in pixels of the upright picture.
-        size: (h, w) of the result, in stored orientation.
-    """
-    stored = outline.orientation.stored_box(box, *outline.upright_size)
-    wanted = np.ascontiguousarray(wanted, np.int32)
-    step = stream.chunk_frames
-    return [
-        Part(
-            name=os.fspath(outline.path),
-            payload=file,
-            wanted=some,
-            box=stored,
-            size=size,
-            decoded_bytes=len(some) * stream.width * stream.height * 3,
-            colour=rgb_correction(stream.matrix),
-        )
-        for some in (wanted[start : start + step] for start in range(0, len(wanted), step))
-    ]
-
-
 def _box_of(clip: ClipToSample, outline: ClipOutline) -> Box:
     """What is cut out of the upright picture."""
     return Box(*middle_square(*outline.upright_size)) if clip.box is None else Box(*clip.box)
-
-
-def _distance(frame: NDArray[np.uint8], outline: ClipOutline, box: Box) -> float:
-    """Mean distance, in levels, of a cropped first picture from the one that PyAV decoded."""
-    picture = RgbConverter().convert(outline.first)
-    height, width, _ = picture.shape
-    expected = BoxCropper(height, width, box, len(frame))(picture)
-    return float(np.abs(frame.astype(np.int16) - expected).mean())
 
 
 def _known(value: T | None) -> T:

@@ -148,7 +148,13 @@ class DaliRunner:
             EnvironmentUnfit: the graph fails on a clip known to be good.
         """
         under_way: deque[list[Part]] = deque()
-        batches = self._batches(parts)
+        try:
+            yield from self._run(self._batches(parts), under_way)
+        finally:
+            if under_way:  # whoever drew from here has stopped: nothing of it may be left inside
+                self._drain(len(under_way))
+
+    def _run(self, batches: Iterator[list[Part]], under_way: deque[list[Part]]) -> Iterator[Run]:
         while True:
             while len(under_way) < self.spec.depth and (batch := next(batches, None)):
                 under_way.append(batch)
@@ -164,6 +170,13 @@ class DaliRunner:
                 yield from self._one_by_one(under_way, error)
             else:
                 yield from zip(under_way.popleft(), results, strict=True)
+
+    def _drain(self, runs: int) -> None:
+        try:
+            for _ in range(runs):
+                self._collect()
+        except _DALI_ERRORS:
+            self._renew()
 
     def close(self) -> None:
         """Let the pipeline and its memory go."""
