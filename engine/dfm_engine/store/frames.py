@@ -84,15 +84,14 @@ class Store:
     @cached_property
     def shards(self) -> tuple[NDArray[np.uint8], ...]:
         """Each shard, memory-mapped read-only: uint8 (rows, *frame_shape)."""
-        return tuple(
-            np.memmap(
-                shard_path(self.path, number),
-                np.uint8,
-                mode="r",
-                shape=(shard.rows, *self.meta.frame_shape),
-            )
-            for number, shard in enumerate(self.meta.shards)
-        )
+        maps: list[NDArray[np.uint8]] = []
+        for number, shard in enumerate(self.meta.shards):
+            shape = (shard.rows, *self.meta.frame_shape)
+            if shard.rows:
+                maps.append(np.memmap(shard_path(self.path, number), np.uint8, "r", shape=shape))
+            else:  # all its clips were refused; nothing cannot be mapped
+                maps.append(np.empty(shape, np.uint8))
+        return tuple(maps)
 
     def read(
         self, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None

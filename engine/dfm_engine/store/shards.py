@@ -13,7 +13,7 @@ import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from dfm_engine.errors import EnvironmentUnfit
 from dfm_engine.store.meta import Shard
 
 __all__ = ["ShardWriter"]
+
+Mark = tuple[int, Any]  # rows, and the hash so far
 
 
 class ShardWriter:
@@ -77,6 +79,22 @@ class ShardWriter:
         except OSError as error:
             raise self._unfit(error) from error
         self.rows += len(frames)
+
+    def mark(self) -> Mark:
+        """This place, to go back to if a clip turns out unusable."""
+        return self.rows, self._digest.copy()
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget the frames added since.
+
+        Raises:
+            EnvironmentUnfit: the file cannot be rewound.
+        """
+        self.rows, self._digest = mark
+        try:
+            os.lseek(self._file, self.rows * self._frame_bytes, os.SEEK_SET)
+        except OSError as error:
+            raise self._unfit(error) from error
 
     def commit(self) -> Shard:
         """Put the file in place, on the disk.
