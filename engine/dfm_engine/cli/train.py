@@ -15,7 +15,8 @@ def train_fomm(
     recipe: Annotated[str, typer.Option(help="A shipped recipe or a .toml file.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; a run that is there goes on.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of clips; recipes that render need none.")
+        Path | None,
+        typer.Option(help="Frame store or folder of clips; recipes that render need none."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="End after so many steps in all.")] = None,
     minutes: Annotated[

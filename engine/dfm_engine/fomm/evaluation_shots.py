@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dfm_engine.actions import Action
-from dfm_engine.fomm.pairs import list_clips, read_clip
+from dfm_engine.fomm.clip_folder import list_clips, read_clip
 from dfm_engine.fomm.procedural_pairs import framed
 from dfm_engine.synthetic import Identity, States, action_states, render
 

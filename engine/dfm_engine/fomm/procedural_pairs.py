@@ -132,6 +132,9 @@ class ProceduralPairs:
             "render_s": round(self._train.render_s, 1),
         }
 
+    def close(self) -> None:
+        """Nothing is held but tensors."""
+
     def _assemble(
         self,
         people: RenderedPeople,

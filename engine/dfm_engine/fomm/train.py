@@ -11,6 +11,7 @@ is spread over the time: this call takes it up to the share `until`, whatever th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -25,7 +26,7 @@ from torch import Tensor
 from dfm_engine.errors import UsageError
 from dfm_engine.fomm.average import WeightAverage, count_parameters, shippable
 from dfm_engine.fomm.model import Fomm, load, save
-from dfm_engine.fomm.pairs import FolderPairs, Pairs
+from dfm_engine.fomm.pairs import Pairs
 from dfm_engine.fomm.train_files import Position, RunFiles
 from dfm_engine.fomm.train_log import Curves, look, write_sheet
 from dfm_engine.fomm.train_recipe import (
@@ -94,7 +95,8 @@ def run_train_fomm(
     Args:
         recipe: name of a shipped recipe, path of one, or the recipe itself.
         out: folder of the run; a run that is there is continued.
-        data: folder of clips, for recipes whose data.source is "folder".
+        data: for recipes whose data.source is "folder": a frame store, or a folder of clips from
+            which one is prepared in `out`/store.
         steps: end when this many steps are done in all; None: the recipe's epochs.
         minutes: wall-clock time of this call, preparation and last checkpoint included; the
             schedule runs by the clock.
@@ -112,18 +114,18 @@ def run_train_fomm(
     where = pick_device(device)
     if minutes is not None and not (0 < until <= 1 and minutes > 0):
         raise UsageError(f"minutes {minutes} must be positive and until {until} within (0, 1]")
-    pairs = open_pairs(recipe, data, where)
-    if recipe.schedule.steps_per_epoch == 0:
-        schedule = replace(recipe.schedule, steps_per_epoch=pairs.steps_per_epoch)
-        recipe = replace(recipe, schedule=schedule)
-    files = RunFiles(Path(out), recipe)
-    run = _Run(recipe, pairs, files, where, start_from=start_from)
-    total = recipe.schedule.epochs * recipe.schedule.steps_per_epoch
-    clock: Clock = StepClock(total, stop=min(total, steps or total))
-    if minutes is not None:
-        ends = began + 60 * minutes - _RESERVE_S
-        clock = WallClock(run.at.progress, until, ends=ends, stop=steps)
-    return run.go(clock)
+    with contextlib.closing(open_pairs(recipe, data, where, out=Path(out))) as pairs:
+        if recipe.schedule.steps_per_epoch == 0:
+            schedule = replace(recipe.schedule, steps_per_epoch=pairs.steps_per_epoch)
+            recipe = replace(recipe, schedule=schedule)
+        files = RunFiles(Path(out), recipe)
+        run = _Run(recipe, pairs, files, where, start_from=start_from)
+        total = recipe.schedule.epochs * recipe.schedule.steps_per_epoch
+        clock: Clock = StepClock(total, stop=min(total, steps or total))
+        if minutes is not None:
+            ends = began + 60 * minutes - _RESERVE_S
+            clock = WallClock(run.at.progress, until, ends=ends, stop=steps)
+        return run.go(clock)
 
 
 class StepClock:
@@ -367,16 +369,23 @@ def phase_of(recipe: TrainFommRecipe, progress: float) -> tuple[int, int]:
     return recipe.model.frame_size[0], schedule.batch_size
 
 
-def open_pairs(recipe: TrainFommRecipe, data: str | Path | None, device: torch.device) -> Pairs:
+def open_pairs(
+    recipe: TrainFommRecipe, data: str | Path | None, device: torch.device, *, out: Path
+) -> Pairs:
     """The recipe's source of pairs.
 
     Raises:
-        UsageError: a folder is needed and not given, or given and not needed.
+        UsageError: clips are needed and not given, or given and not needed.
     """
     if recipe.data.source == "folder":
         if data is None:
-            raise UsageError(f"recipe {recipe.name!r} trains on clips: give their folder as --data")
-        return FolderPairs(recipe, Path(data), device=device)
+            raise UsageError(
+                f"recipe {recipe.name!r} trains on clips: give their folder, or a frame store of "
+                "them, as --data"
+            )
+        from dfm_engine.fomm.store_pairs import open_store_pairs
+
+        return open_store_pairs(recipe, Path(data), device=device, out=out)
     if data is not None:
         raise UsageError(
             f"recipe {recipe.name!r} renders its own faces; leave --data out, or set data.source "

@@ -24,13 +24,22 @@ class Data:
     """Where pairs of frames come from."""
 
     source: Literal["folder", "procedural"] = _doc(
-        "folder", "clips under --data (folders of frames, mp4, gif), or faces that we render"
+        "folder", "clips of --data (a frame store, or a folder to make one of), or rendered faces"
     )
     id_sampling: bool = _doc(
         True, "folder: an epoch runs over identities (the name before the first #), not over clips"
     )
     repeats: int = _doc(75, "folder: how often an epoch repeats the list")
-    workers: int = _doc(2, "folder: threads that read frames")
+    frames_per_clip: int = _doc(
+        0, "folder: evenly spaced frames that the store keeps of a clip; 0: all, as published"
+    )
+    layout: Literal["rgb24", "i420"] = _doc(
+        "rgb24", "folder: how the store keeps them; i420 takes half the space"
+    )
+    loader: Literal["auto", "device", "host", "memmap"] = _doc(
+        "auto", "folder: where the frames are while training; auto: the first that fits"
+    )
+    workers: int = _doc(2, "folder: processes that decode clips into the store")
     identities: int = _doc(1000, "procedural: how many people are rendered")
     frames: int = _doc(16, "procedural: frames per person, each in another state")
     sharing: int = _doc(4, "procedural: people who share one set of states (cross-identity pairs)")
@@ -48,6 +57,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "repeats", "identities", "sharing", "workers")
+        _at_least(self, 0, "frames_per_clip")
         _at_least(self, 2, "frames")
         _within(self, 0.0, 1.0, "cross_share", "neutral_share")
         if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1]:

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dfmtest_store import write_store
 from PIL import Image
 
 from dfm_engine.fomm.procedural_pairs import RenderedPeople
 from dfm_engine.fomm.train_recipe import TrainFommRecipe, load_train_recipe
+from dfm_engine.store.frames import Store
+from dfm_engine.store.index import StoredClip
+from dfm_engine.store.meta import StoreMeta
 
 
 @pytest.fixture(autouse=True)
@@ -69,18 +73,49 @@ def filmed(smoke: TrainFommRecipe) -> TrainFommRecipe:
     )
 
 
-@pytest.fixture
-def clips(tmp_path: Path) -> Path:
+def moving_squares() -> dict[str, np.ndarray]:
     """Two identities, three clips of five pictures each: a square that moves over noise."""
     rng = np.random.default_rng(0)
-    folder = tmp_path / "clips"
+    clips: dict[str, np.ndarray] = {}
     for name in ("id1#a#0", "id1#b#0", "id2#c#0"):
-        clip = folder / "train" / name
-        clip.mkdir(parents=True)
         behind = rng.integers(60, 120, (32, 32, 3), dtype=np.uint8)
         colour = rng.integers(150, 255, 3, dtype=np.uint8)
-        for index in range(5):
-            picture = behind.copy()
+        clips[name] = np.repeat(behind[None], 5, axis=0)
+        for index, picture in enumerate(clips[name]):
             picture[10:20, 4 * index : 4 * index + 10] = colour
+    return clips
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """`moving_squares` as folders of pictures."""
+    folder = tmp_path / "clips"
+    for name, pictures in moving_squares().items():
+        clip = folder / "train" / name
+        clip.mkdir(parents=True)
+        for index, picture in enumerate(pictures):
             Image.fromarray(picture).save(clip / f"{index:07d}.png")
     return folder
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Store:
+    """`moving_squares` as a store."""
+    squares = moving_squares()
+    clips = [
+        StoredClip(
+            key=f"train/{name}",
+            path=f"train/{name}",
+            clip_id=name,
+            label="real",
+            identity=name.split("#")[0],
+            split="train",
+            sha256="0" * 64,
+            first_row=5 * number,
+            frames=5,
+            clip_frames=5,
+        )
+        for number, name in enumerate(squares)
+    ]
+    meta = StoreMeta(size_px=32, layout="rgb24", frames_per_clip=0)
+    return write_store(tmp_path / "stored", meta, clips, list(squares.values()))

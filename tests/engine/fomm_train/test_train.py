@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dfm_engine.errors import EnvironmentUnfit, RecipeError, UsageError, WeightsError
+from dfm_engine.errors import EnvironmentUnfit, RecipeError, WeightsError
 from dfm_engine.fomm.average import WeightAverage, shippable
 from dfm_engine.fomm.model import initialise, load, load_discriminator
-from dfm_engine.fomm.pairs import FolderPairs
 from dfm_engine.fomm.procedural_pairs import ProceduralPairs, RenderedPeople
+from dfm_engine.fomm.store_pairs import StorePairs
 from dfm_engine.fomm.train import StepClock, pick_device, rate_factor, run_train_fomm
 from dfm_engine.fomm.train_files import Position
 from dfm_engine.fomm.train_log import look
@@ -24,6 +24,7 @@ from dfm_engine.fomm.transfer import transfer
 from dfm_engine.fomm.values import Keypoints
 from dfm_engine.fomm.vgg import VggFeatures, load_vgg
 from dfm_engine.recipe import parse_recipe, to_toml
+from dfm_engine.store.frames import Store
 
 CPU = torch.device("cpu")
 
@@ -119,10 +120,10 @@ def test_another_recipe_does_not_continue_a_run(smoke, tmp_path: Path) -> None:
         run_train_fomm(other, out=tmp_path, steps=1, device="cpu")
 
 
-def test_clips_train_with_the_substitute_for_vgg(filmed, clips: Path, tmp_path: Path) -> None:
-    result = run_train_fomm(filmed, out=tmp_path / "run", data=clips, steps=2, device="cpu")
+def test_clips_train_with_the_substitute_for_vgg(filmed, stored: Store, tmp_path: Path) -> None:
+    result = run_train_fomm(filmed, out=tmp_path / "run", data=stored.path, steps=2, device="cpu")
     step = TrainingStep(filmed, filmed.model, device=CPU)
-    batch = FolderPairs(filmed, clips, device=CPU).batch(0, rows=2, frame_px=32, supervision=1.0)
+    batch = StorePairs(filmed, stored, device=CPU).batch(0, rows=2, frame_px=32, supervision=1.0)
     assert step(batch).keys() == {
         "total",
         "structure",
@@ -131,11 +132,14 @@ def test_clips_train_with_the_substitute_for_vgg(filmed, clips: Path, tmp_path: 
     }
     assert np.isfinite(result.last_loss)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert run["data"] == {"source": "folder", "identities": 2, "clips": 3}
+    assert run["data"] == {
+        "source": "store", "identities": 2, "clips": 3, "frames": 15, "size_px": 32,
+        "layout": "rgb24", "loader": "host",
+    }  # fmt: skip
     assert run["has_vgg"] is False
 
 
-def test_clips_train_with_vgg_weights(filmed, clips: Path, tmp_path: Path) -> None:
+def test_clips_train_with_vgg_weights(filmed, stored: Store, tmp_path: Path) -> None:
     file = tmp_path / "vgg19.pth"
     torch.manual_seed(0)
     vgg = VggFeatures()
@@ -144,7 +148,7 @@ def test_clips_train_with_vgg_weights(filmed, clips: Path, tmp_path: Path) -> No
     recipe = replace(
         filmed, losses=replace(filmed.losses, vgg_weights=str(file), scales=(1.0, 0.5))
     )
-    pairs = FolderPairs(recipe, clips, device=CPU)
+    pairs = StorePairs(recipe, stored, device=CPU)
     step = TrainingStep(recipe, recipe.model, device=CPU)
     batch = pairs.batch(0, rows=2, frame_px=32, supervision=1.0)
     with torch.no_grad():
@@ -179,7 +183,7 @@ def test_vgg_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use_kp", [False, True])
-def test_adversarial_steps_train_both_sides(filmed, clips: Path, use_kp: bool) -> None:
+def test_adversarial_steps_train_both_sides(filmed, stored: Store, use_kp: bool) -> None:
     discriminator = replace(filmed.model.discriminator, use_kp=use_kp, sn=not use_kp)
     recipe = replace(
         filmed,
@@ -187,7 +191,7 @@ def test_adversarial_steps_train_both_sides(filmed, clips: Path, use_kp: bool) -
         losses=replace(filmed.losses, generator_gan=1.0, feature_matching=(10.0, 10.0)),
     )
     step = TrainingStep(recipe, recipe.model, device=CPU)
-    batch = FolderPairs(recipe, clips, device=CPU).batch(0, rows=2, frame_px=32, supervision=1.0)
+    batch = StorePairs(recipe, stored, device=CPU).batch(0, rows=2, frame_px=32, supervision=1.0)
     before = [p.detach().clone() for p in step.discriminator.parameters()]
     terms = [step(batch) for _ in range(8)]
     assert {"generator_gan", "feature_matching", "discriminator"} <= terms[0].keys()
@@ -201,41 +205,6 @@ def test_without_gan_the_discriminator_stays_as_it_was_made(smoke) -> None:
     before = {k: v.clone() for k, v in step.discriminator.state_dict().items()}
     step(ProceduralPairs(smoke, device=CPU).sample(rows=2, frame_px=32))
     assert worst_difference(before, step.discriminator.state_dict()) == 0
-
-
-def test_order_of_clips_is_a_function_of_seed_and_step(filmed, clips: Path) -> None:
-    one, other = (FolderPairs(filmed, clips, device=CPU) for _ in range(2))
-    for step in range(3):
-        one.batch(step, rows=2, frame_px=32, supervision=1.0)
-    late = one.batch(3, rows=2, frame_px=32, supervision=1.0)
-    direct = other.batch(3, rows=2, frame_px=32, supervision=1.0)
-    assert torch.equal(late.source, direct.source)
-    assert torch.equal(late.theta, direct.theta)
-    different = other.batch(4, rows=2, frame_px=32, supervision=1.0)
-    assert not torch.equal(different.source, direct.source)
-    assert one.steps_per_epoch == 2 * 8 // 2  # identities x repeats / batch
-
-
-def test_an_epoch_visits_every_identity_equally(filmed, clips: Path, monkeypatch) -> None:
-    pairs = FolderPairs(filmed, clips, device=CPU)
-    seen: list[str] = []
-
-    def note(self, group, seed, frame_px):
-        seen.append(group[0].name.split("#")[0])
-        return np.zeros((2, 32, 32, 3), np.uint8)
-
-    monkeypatch.setattr(FolderPairs, "_read_pair", note)
-    for step in range(pairs.steps_per_epoch):
-        for read in pairs._start_reading(step, 2, 32):
-            read.result()
-    assert sorted(seen) == ["id1"] * 8 + ["id2"] * 8
-
-
-def test_folders_without_clips_are_refused(filmed, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="give their folder as --data"):
-        run_train_fomm(filmed, out=tmp_path / "run", device="cpu")
-    with pytest.raises(UsageError, match="holds no folder of pictures"):
-        run_train_fomm(filmed, out=tmp_path / "run", data=tmp_path, device="cpu")
 
 
 def test_cross_rows_show_the_first_person_in_the_second_s_state(smoke) -> None:
