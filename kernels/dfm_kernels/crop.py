@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Cropper", "crop", "crop_reference", "crop_weights"]
+__all__ = ["Cropper", "Taps", "crop", "crop_reference", "crop_taps", "crop_weights"]
 
 # Output samples per block of the banded products: small enough to skip most zeros, large enough
 # for the matrix product to run at its rate. 8 measured best of 8, 16, 32, 64 where it matters:
@@ -64,6 +65,45 @@ def crop_weights(
     index = taps.clamp(0, length_in - 1).to(torch.int64)
     matrix = torch.zeros(size_out, length_in, dtype=torch.float64)
     return matrix.scatter_add_(1, index, weight).to(dtype)
+
+
+class Taps(NamedTuple):
+    """The non-zero part of a resampling matrix, one per frame: what a kernel reads.
+
+    Attributes:
+        first: (B, size) int32, the first sample under each triangle; may lie outside the picture,
+            where the border sample stands in.
+        weight: (B, size, taps) float32, of `first` and those after it; sums to one.
+    """
+
+    first: Tensor
+    weight: Tensor
+
+
+def crop_taps(length_in: int, x0: Tensor, x1: Tensor, size_out: int) -> Taps:
+    """`crop_weights` of many boxes at once, without its zeros.
+
+    Args:
+        length_in: samples of the pictures along this axis.
+        x0: (B,) box starts in pixel edges.
+        x1: (B,) box ends, each above its start and finite.
+        size_out: samples wanted.
+
+    Returns:
+        On the device of the boxes.
+    """
+    start = x0.double()
+    scale = (x1.double() - start) / size_out  # (B,)
+    radius = scale.clamp_min(1.0)[:, None]
+    steps = torch.arange(size_out, dtype=torch.float64, device=x0.device) + 0.5
+    centre = start[:, None] + steps * scale[:, None]  # (B, size)
+    centre = torch.minimum(torch.maximum(centre, -radius - 1.0), length_in + radius + 1.0)
+    first = torch.floor(centre - radius + 0.5)  # the lowest k with k + 1/2 > centre - radius
+    taps = math.ceil(2 * float(radius.max())) if len(radius) else 2
+    tap = first[..., None] + torch.arange(taps, dtype=torch.float64, device=x0.device)
+    weight = (1.0 - (tap + 0.5 - centre[..., None]).abs() / radius[..., None]).clamp_min(0.0)
+    weight /= weight.sum(2, keepdim=True)
+    return Taps(first.to(torch.int32), weight.to(torch.float32))
 
 
 def crop_reference(

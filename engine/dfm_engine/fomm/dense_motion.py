@@ -10,19 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from dfm_engine.fomm.blocks import Hourglass, antialias
 from dfm_engine.fomm.config import FommConfig
-from dfm_engine.fomm.geometry import (
-    coordinate_grid,
-    gaussian_heatmaps,
-    inverse_2x2,
-    product_2x2,
-    sample,
-)
 from dfm_engine.fomm.values import Keypoints
+from dfm_kernels.deformation import mix_motions
+from dfm_kernels.sparse_motion import sparse_motion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,52 +62,19 @@ class DenseMotionNetwork(nn.Module):
             kp_source: B rows.
             kp_driving: B rows, already carried over to the source.
         """
-        height, width = small.shape[2:]
-        motions = sparse_motions(kp_source, kp_driving, height, width)  # (B, K+1, h, w, 2)
-        heat = motion_heatmaps(kp_source, kp_driving, height, width, variance=self.kp_variance)
-        moved = move_source(small, motions, align_corners=self.align_corners)
-        features = self.hourglass(torch.cat([heat, moved], dim=2).flatten(1, 2))
-        mask = torch.softmax(self.mask(features), dim=1)  # (B, K+1, h, w)
-        occlusion_map = None if self.occlusion is None else torch.sigmoid(self.occlusion(features))
+        moved = sparse_motion(
+            small,
+            kp_source,
+            kp_driving,
+            variance=self.kp_variance,
+            align_corners=self.align_corners,
+        )  # (B, (K+1)*(1+3), h, w): each heatmap before its moved source
+        features = self.hourglass(moved)
+        occlusion = None if self.occlusion is None else self.occlusion(features)
+        mixed = mix_motions(self.mask(features), occlusion, kp_source, kp_driving)
         return DenseMotion(
-            deformation=(motions * mask[..., None]).sum(dim=1),  # (B, h, w, 2)
-            mask=mask,
-            occlusion_map=occlusion_map,
-            sparse_deformed=moved,
+            deformation=mixed.deformation,
+            mask=mixed.mask,
+            occlusion_map=mixed.occlusion_map,
+            sparse_deformed=moved.unflatten(1, (-1, 1 + small.shape[1]))[:, :, 1:],
         )
-
-
-def sparse_motions(kp_source: Keypoints, kp_driving: Keypoints, height: int, width: int) -> Tensor:
-    """(B, K+1, H, W, 2): where each affine motion looks in the source; index 0 is the identity.
-
-    T_k(z) = J_source J_driving^-1 (z - driving_k) + source_k (equation 4), without jacobians
-    z - driving_k + source_k.
-    """
-    grid = coordinate_grid(height, width, like=kp_driving.value)
-    offset = grid - kp_driving.value[:, :, None, None]  # (B, K, H, W, 2)
-    if kp_source.jacobian is not None and kp_driving.jacobian is not None:
-        affine = product_2x2(kp_source.jacobian, inverse_2x2(kp_driving.jacobian))
-        affine = affine[:, :, None, None]  # (B, K, 1, 1, 2, 2)
-        offset = (affine * offset[..., None, :]).sum(dim=-1)
-    motions = offset + kp_source.value[:, :, None, None]
-    return torch.cat([grid.expand(len(motions), 1, -1, -1, -1), motions], dim=1)
-
-
-def motion_heatmaps(
-    kp_source: Keypoints, kp_driving: Keypoints, height: int, width: int, *, variance: float
-) -> Tensor:
-    """(B, K+1, 1, H, W): a bump at each driving point less one at its source point, 0 in front."""
-    driving = gaussian_heatmaps(kp_driving.value, height, width, variance=variance)
-    source = gaussian_heatmaps(kp_source.value, height, width, variance=variance)
-    heat = driving - source
-    return torch.cat([torch.zeros_like(heat[:, :1]), heat], dim=1)[:, :, None]
-
-
-def move_source(small: Tensor, motions: Tensor, *, align_corners: bool) -> Tensor:
-    """(B, K+1, 3, H, W): the small source looked up by each of the K+1 motions.
-
-    The motions of a row are stacked below each other, so the source is not copied K+1 times.
-    """
-    maps = motions.shape[1]
-    moved = sample(small, motions.flatten(1, 2), align_corners=align_corners)
-    return moved.unflatten(2, (maps, -1)).transpose(1, 2)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dfm_engine.fomm.blocks import DownBlock, ResBlock, SameBlock, UpBlock, width
 from dfm_engine.fomm.config import FommConfig
 from dfm_engine.fomm.dense_motion import DenseMotionNetwork
-from dfm_engine.fomm.geometry import resize, resize_grid, sample
+from dfm_engine.fomm.geometry import resize, resize_grid
 from dfm_engine.fomm.values import Animation, Keypoints, SourceFeatures
+from dfm_kernels.warp import warp
 
 
 class Generator(nn.Module):
@@ -53,9 +54,7 @@ class Generator(nn.Module):
     ) -> Animation:
         """Frames of B rows from source features of B rows; no `deformed`."""
         motion = self.dense_motion_network(features.small, kp_source, kp_driving)
-        x = self._warp(features.encoded, motion.deformation)
-        if motion.occlusion_map is not None:
-            x = x * resize(motion.occlusion_map, *x.shape[2:])  # once, and nowhere else
+        x = self._warp(features.encoded, motion.deformation, motion.occlusion_map)
         x = self.bottleneck(x)
         for block in self.up_blocks:
             x = block(x)
@@ -82,9 +81,12 @@ class Generator(nn.Module):
             deformation=animation.deformation,
             mask=animation.mask,
             sparse_deformed=animation.sparse_deformed,
-            deformed=self._warp(source, animation.deformation),
+            deformed=self._warp(source, animation.deformation, None),
         )
 
-    def _warp(self, maps: Tensor, deformation: Tensor) -> Tensor:
-        grid = resize_grid(deformation, *maps.shape[2:])
-        return sample(maps, grid, align_corners=self.align_corners)
+    def _warp(self, maps: Tensor, deformation: Tensor, occlusion_map: Tensor | None) -> Tensor:
+        """Features are hidden here, once, and nowhere else."""
+        size = maps.shape[2:]
+        shown = None if occlusion_map is None else resize(occlusion_map, *size)
+        grid = resize_grid(deformation, *size)
+        return warp(maps, grid, shown, align_corners=self.align_corners)

@@ -1,70 +1,30 @@
 """Coordinates, sampling and 2x2 matrices: the parts of FOMM that hold no weights.
 
-Everything here is element by element, without a matrix product, so that a row's result does not
-depend on where in its batch it stands.
+Those that the kernels share come from `dfm_kernels.coordinates`; resizing is added here.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dfm_kernels.coordinates import (
+    coordinate_grid,
+    gaussian_heatmaps,
+    inverse_2x2,
+    product_2x2,
+    sample,
+)
 
-def coordinate_grid(height: int, width: int, *, like: Tensor) -> Tensor:
-    """(H, W, 2) positions (x, y); -1 and 1 are the centres of the first and last pixel.
-
-    Args:
-        height: rows, at least 2.
-        width: columns, at least 2.
-        like: gives dtype and device.
-    """
-    x = 2 * (torch.arange(width, dtype=like.dtype, device=like.device) / (width - 1)) - 1
-    y = 2 * (torch.arange(height, dtype=like.dtype, device=like.device) / (height - 1)) - 1
-    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
-
-
-def gaussian_heatmaps(centres: Tensor, height: int, width: int, *, variance: float) -> Tensor:
-    """(B, K, H, W) bumps exp(-|z - centre|^2 / (2 variance)), of height 1 at their centre.
-
-    Args:
-        centres: (B, K, 2), (x, y) in [-1, 1].
-        height: rows of the maps.
-        width: columns of the maps.
-        variance: in the same units, squared.
-    """
-    offset = coordinate_grid(height, width, like=centres) - centres[:, :, None, None]
-    return torch.exp(-0.5 * offset.square().sum(dim=-1) / variance)
-
-
-def inverse_2x2(matrices: Tensor) -> Tensor:
-    """The inverses of (..., 2, 2) matrices in closed form, which also exports."""
-    a, b, c, d = (matrices[..., i, j] for i in (0, 1) for j in (0, 1))
-    adjugate = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
-    return adjugate / (a * d - b * c)[..., None, None]
-
-
-def product_2x2(left: Tensor, right: Tensor) -> Tensor:
-    """(..., 2, 2) times (..., 2, 2), broadcasting."""
-    return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(dim=-2)
-
-
-def sample(images: Tensor, grid: Tensor, *, align_corners: bool) -> Tensor:
-    """Bilinear look-up; outside reads zero.
-
-    Args:
-        images: (B, C, H, W).
-        grid: (B, h, w, 2), (x, y) in [-1, 1].
-        align_corners: True is what `grid_sample` did when the published weights were trained
-            (torch 1.0, before the flag existed) and what agrees with `coordinate_grid`; False is
-            what the published code does on torch >= 1.3, which changed the default under it.
-
-    Returns:
-        (B, C, h, w).
-    """
-    return F.grid_sample(
-        images, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners
-    )
+__all__ = [
+    "coordinate_grid",
+    "gaussian_heatmaps",
+    "inverse_2x2",
+    "product_2x2",
+    "resize",
+    "resize_grid",
+    "sample",
+]
 
 
 def resize(maps: Tensor, height: int, width: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dfm_engine.fomm.blocks import Hourglass, antialias
 from dfm_engine.fomm.config import FommConfig
-from dfm_engine.fomm.geometry import coordinate_grid
 from dfm_engine.fomm.values import Keypoints
+from dfm_kernels import softargmax
 
 
 class KeypointDetector(nn.Module):
@@ -52,23 +52,5 @@ class KeypointDetector(nn.Module):
 
 
 def soft_argmax(logits: Tensor, jacobian_map: Tensor | None, *, temperature: float) -> Keypoints:
-    """The mean position under each heatmap, and the mean jacobian there.
-
-    Must stay in float32 or better: the temperature of 0.1 multiplies every error of the logits
-    by ten, and a position is needed to about 1/256 of a pixel.
-
-    Args:
-        logits: (B, K, h, w), before temperature and softmax.
-        jacobian_map: (B, 4 K, h, w), or (B, 4, h, w) where one map serves all K; row-major 2x2.
-        temperature: divides the logits.
-    """
-    height, width = logits.shape[2:]
-    heatmap = torch.softmax(logits.flatten(2) / temperature, dim=2)  # (B, K, h*w)
-    grid = coordinate_grid(height, width, like=logits).flatten(0, 1)  # (h*w, 2)
-    # A sum and no matrix product: BLAS rounds a row by where it stands in the batch.
-    value = torch.stack([(heatmap * grid[:, axis]).sum(dim=2) for axis in (0, 1)], dim=-1)
-    if jacobian_map is None:
-        return Keypoints(value)
-    maps = jacobian_map.flatten(2).unflatten(1, (-1, 4))  # (B, K or 1, 4, h*w)
-    jacobian = (heatmap[:, :, None] * maps).sum(dim=3).unflatten(2, (2, 2))  # (B, K, 2, 2)
-    return Keypoints(value, jacobian)
+    """The mean position under each heatmap, and the mean jacobian there; see `dfm_kernels`."""
+    return Keypoints(*softargmax.soft_argmax(logits, jacobian_map, temperature=temperature))
