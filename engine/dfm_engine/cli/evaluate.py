@@ -10,6 +10,8 @@ import typer
 from dfm_engine.cli.common import Device, FommYaml, Json, Weights, evaluate_app, finish, say
 
 if TYPE_CHECKING:
+    from dfm_engine.detect.evaluate import Split
+    from dfm_engine.detect.metrics import Positive
     from dfm_engine.fomm.transfer import TransferMode
 
 
@@ -56,3 +58,58 @@ def evaluate_fomm(
         )
     say(result.table())
     finish(result.to_json(), as_json, 0)
+
+
+@evaluate_app.command("detector")
+def evaluate_detector(
+    model: Annotated[
+        Path, typer.Option(help="RUN folder of `train detector`, or its detector.safetensors.")
+    ],
+    store: Annotated[Path, typer.Option(help="Frame store that `dfm-engine prepare` made.")],
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    quality: Annotated[
+        str | None, typer.Option(help="raw, c23 or c40; all of them where left out.")
+    ] = None,
+    positive: Annotated[
+        str, typer.Option(help="The class that AP, TPR and FPR are about: fake or real.")
+    ] = "fake",
+    frames: Annotated[
+        int, typer.Option(help="Frames per clip, evenly spaced; 0: all that are stored.", min=0)
+    ] = 0,
+    groups: Annotated[
+        Path | None, typer.Option(help="CSV `identity,group`: measure groups of people too.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the scores, the numbers and the plots.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a detector: frames and videos, by quality, action and person, with intervals."""
+    from dfm_engine.detect.evaluate import (
+        people_trained_on,
+        read_groups,
+        run_evaluate_detector,
+    )
+    from dfm_engine.detect.load import load_detector
+    from dfm_engine.detect.runner import TorchDetectorRunner
+    from dfm_engine.machinery import pick_device
+    from dfm_engine.progress import Counter
+    from dfm_engine.store.frames import Store
+
+    where = pick_device(device)
+    with Counter("evaluate", "frames") as count:
+        result = run_evaluate_detector(
+            TorchDetectorRunner(load_detector(model), where),
+            Store.open(store),
+            split=cast("Split", split),  # checked there
+            quality=quality,
+            frames=frames,
+            positive=cast("Positive", positive),  # checked there
+            trained_on=people_trained_on(model),
+            groups=read_groups(groups) if groups else None,
+            out=out,
+            progress=count,
+        )
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)

@@ -363,9 +363,11 @@ class _Sorted:
             tpr, fpr = hits / hits[:, -1:], alarms / alarms[:, -1:]
             gained = np.diff(tpr, axis=1)
             precision = hits[:, 1:] / (hits[:, 1:] + alarms[:, 1:])
+            area = (np.diff(fpr, axis=1) * (tpr[:, 1:] + tpr[:, :-1])).sum(1) / 2
+            precisions = np.where(gained > 0, gained * precision, 0.0).sum(1)
             return {
-                "auc": (np.diff(fpr, axis=1) * (tpr[:, 1:] + tpr[:, :-1])).sum(1) / 2,
-                "average_precision": np.where(gained > 0, gained * precision, 0.0).sum(1),
+                "auc": np.minimum(area, 1.0),  # sums of shares may round above one
+                "average_precision": np.minimum(precisions, 1.0),
                 "eer": _equal_error(tpr, fpr),
                 "tpr_at_fpr_1e2": _tpr_at(tpr, fpr, 1e-2),
                 "tpr_at_fpr_1e3": _tpr_at(tpr, fpr, 1e-3),

@@ -327,6 +327,7 @@ class _Run:
             "best_epoch": at.best_epoch,
             "best": at.best,
             "steps": at.step,
+            "train_identities": self.data.identities("train"),
             "store": self.data.facts(),
             "recipe": asdict(recipe),
         }

@@ -108,6 +108,10 @@ class TrainData:
         real, fake = (len(labels) / (2 * count) for count in np.bincount(labels, minlength=2))
         return float(real), float(fake)
 
+    def identities(self, split: str) -> list[str]:
+        """Who is seen in a split, sorted; an evaluation compares them with its own people."""
+        return sorted({clip.identity for clip in self.store.index.clips if clip.split == split})
+
     def facts(self) -> dict[str, Any]:
         """For the card: clips, units and identities of each split."""
         clips = self.store.index.clips
