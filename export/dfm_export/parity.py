@@ -35,6 +35,7 @@ from dfm_export.specs import GraphSpec
 
 __all__ = [
     "FP32_LIMIT",
+    "LIMITS",
     "Call",
     "calls_of_files",
     "calls_of_graphs",
@@ -47,6 +48,12 @@ FP32_LIMIT = 1e-4
 KEYPOINTS_PX = 0.05
 ANIMATE_DB = 45.0
 FLIPS = 0.001
+LIMITS = {
+    "fp32_max_abs": FP32_LIMIT,
+    "keypoints_px": KEYPOINTS_PX,
+    "animate_db": ANIMATE_DB,
+    "flips": FLIPS,
+}
 _EXACT_DB = 200.0  # what equal frames count as; JSON has no infinity
 
 Call = Callable[[Tensors], dict[str, Tensor]]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import time
 import warnings
 from collections import Counter
@@ -45,6 +46,7 @@ _ELEMENT: dict[int, Dtype] = {
     TensorProto.UINT8: "uint8",
 }
 _LOW = ("float16", "bfloat16")
+_SMALL = 64  # values; shapes and axes, which decide what inference finds, are below
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _ISLAND = ("GridSample", "Softmax", "Sigmoid", "Exp", "Div")
 
@@ -91,7 +93,7 @@ def export_graph(
             **(metadata or {}),
         },
     )
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(model)
     check_graph(model, graph.spec, plan, align_corners=align_corners)
     data = model.SerializeToString(deterministic=True)
     write_durably(path, data)
@@ -218,15 +220,34 @@ def _quiet() -> Iterator[None]:
 
 
 def _element_types(model: onnx.ModelProto) -> dict[str, str]:
-    """Name -> element type of every tensor."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    graph = inferred.graph
+    """Name -> element type of every tensor; raises where the types of a node do not fit."""
+    graph = onnx.shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True)
     types: dict[str, str] = {}
-    for value in (*graph.input, *graph.output, *graph.value_info):
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
         types[value.name] = _element_name(value.type.tensor_type.elem_type)
-    for tensor in graph.initializer:
+    for tensor in model.graph.initializer:
         types[tensor.name] = _element_name(tensor.data_type)
     return types
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with inputs in place of its large weights, which inference would only copy."""
+    copy = onnx.ModelProto()
+    for item in model.opset_import:
+        copy.opset_import.append(item)
+    copy.ir_version = model.ir_version
+    copy.graph.name = model.graph.name
+    copy.graph.node.extend(model.graph.node)
+    copy.graph.input.extend(model.graph.input)
+    copy.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) > _SMALL:
+            copy.graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy
 
 
 def _element_name(number: int) -> str:

@@ -14,12 +14,13 @@ import logging
 import os
 import sys
 
-from dfm_engine.cli import bench, build, evaluate, look, prepare, train, train_detector
+from dfm_engine.cli import bench, build, evaluate, export, look, prepare, train, train_detector
 from dfm_engine.cli.common import (
     app,
     bench_app,
     dataset_app,
     evaluate_app,
+    export_app,
     fail,
     train_app,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "bench",
     "build",
     "evaluate",
+    "export",
     "look",
     "main",
     "prepare",
@@ -42,6 +44,7 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(bench_app, name="bench")
+app.add_typer(export_app, name="export")
 
 
 def main() -> None:

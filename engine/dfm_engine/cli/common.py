@@ -21,6 +21,7 @@ dataset_app = typer.Typer(no_args_is_help=True, help="Look at a built data set."
 train_app = typer.Typer(no_args_is_help=True, help="Train a network.")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a trained network.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed.")
+export_app = typer.Typer(no_args_is_help=True, help="Write networks as ONNX and engines.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, the last line.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
