@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
 from dfm_engine.detect.models import ForgeryDetector, create_detector
+from dfm_engine.detect.train_recipe import Data, Model, Output, Schedule, TrainDetectorRecipe
 
 
 @cache
@@ -21,3 +23,14 @@ def made(name: str) -> ForgeryDetector:
             elif value.ndim == 1:
                 value.add_(0.1 * torch.randn(value.shape, generator=generator))
     return detector
+
+
+def small_recipe(**changes: Any) -> TrainDetectorRecipe:
+    """Three epochs of two steps for a store of 32 px; `changes` are whole tables."""
+    tables: dict[str, Any] = {
+        "model": Model(frozen=(), input_px=32),
+        "data": Data(quality="mixed", frames="all"),
+        "schedule": Schedule(epochs=3, batch_size=8, lr=2e-3),
+        "output": Output(checkpoint_every_steps=1, log_every_steps=2),
+    }
+    return TrainDetectorRecipe(name="small", **{**tables, **changes})

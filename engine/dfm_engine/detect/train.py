@@ -165,7 +165,8 @@ def run_train_detector(
         frames = open_loader(opened, loader, device=where)
         try:
             run = _Run(recipe, detector, data, frames, folder, where, is_frozen=is_frozen)
-            return run.go(stop or StopRequest(), progress or (lambda done, total: None))
+            asked = StopRequest() if stop is None else stop
+            return run.go(asked, progress or (lambda done, total: None))
         finally:
             frames.close()
 
@@ -228,16 +229,18 @@ class _Run:
                 if at.step % recipe.output.log_every_steps == 0:
                     rate = learning_rate(recipe.schedule, at.step - 1, self.total_steps)
                     self.history.point(at.step, {"step/loss": float(loss), "step/lr": rate})
+                is_asked = bool(stop)
                 if at.step % self.feed.steps_per_epoch == 0:
                     before = time.monotonic()
                     self._end_epoch(epoch + 1)
                     validation_s += time.monotonic() - before
                     at.seconds = seconds_before + time.monotonic() - began
                     self._save()
-                elif at.step % recipe.output.checkpoint_every_steps == 0 or stop:
+                elif at.step % recipe.output.checkpoint_every_steps == 0 or is_asked:
                     self._save()
                 progress(at.step, self.total_steps)
-                stop.raise_if_set()
+                if is_asked:
+                    stop.raise_if_set()
             steps_s = time.monotonic() - began - validation_s
             samples = (at.step - first_step) * recipe.schedule.batch_size
             return self._finish(samples / steps_s if samples else 0.0)

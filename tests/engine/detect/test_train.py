@@ -1,0 +1,485 @@
+"""Detector training: it learns, goes on to the bit, keeps the best, refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from dfmtest_detect import small_recipe
+from dfmtest_store import make_store, write_store
+
+from dfm_engine.detect.load import load_detector
+from dfm_engine.detect.models import create_detector
+from dfm_engine.detect.train import run_train_detector
+from dfm_engine.detect.train_data import TrainData
+from dfm_engine.detect.train_recipe import Data, Model, Schedule, TrainDetectorRecipe, Validation
+from dfm_engine.detect.train_step import Judgement, TrainingStep
+from dfm_engine.errors import RecipeError, UsageError
+from dfm_engine.interrupts import Interrupted, StopRequest
+from dfm_engine.recipe import parse_recipe, to_toml
+from dfm_engine.store.draws import AugmentPolicy
+from dfm_engine.store.frames import Store
+
+KEPT = ("detector.safetensors", "detector.json", "history.jsonl", "model_card.md")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Four people train and four in val, a real clip and a fake of each; the fakes can be told."""
+    path = tmp_path_factory.mktemp("detect") / "store"
+    return make_store(path, identities=12, frames=2, size=32, signal=40.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "draws_curves" not in request.fixturenames:
+        monkeypatch.setattr("dfm_engine.detect.history.History.draw", lambda self, best_epoch: None)
+
+
+@pytest.fixture
+def draws_curves() -> None:
+    """Asks for curves.png, which costs a second."""
+
+
+def train(store: Store, out: Path, recipe: TrainDetectorRecipe, model: str = "small-cnn", **more):
+    return run_train_detector(
+        model=model, store=store.path, out=out, recipe=recipe, device="cpu", **more
+    )
+
+
+def kept(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in KEPT}
+
+
+def history(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_small_net_learns_what_tells_the_classes_apart(store: Store, tmp_path: Path) -> None:
+    recipe = small_recipe(schedule=Schedule(epochs=12, batch_size=8, lr=3e-3))
+    result = train(store, tmp_path / "run", recipe)
+    assert result.best["val/balanced_accuracy"] > 0.9
+    losses = [row["train/loss"] for row in history(tmp_path / "run")]
+    assert losses[-1] < 0.6 * losses[0]
+    assert result.steps == 12 * 2
+    assert result.epochs == 12
+
+
+def test_the_same_training_on_shuffled_labels_learns_nothing_true(
+    store: Store, tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        schedule=Schedule(epochs=12, batch_size=8, lr=3e-3),
+        data=Data(quality="mixed", frames="all", labels="shuffled"),
+    )
+    train(store, tmp_path / "run", recipe)
+    true = TrainData.of(store, load_detector(tmp_path / "run").spec, small_recipe())
+    rows = np.sort(true.val["raw"].rows[:, 0])
+    frames = torch.from_numpy(store.read(rows)).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        logits = load_detector(tmp_path / "run")((frames - 0.5) / 0.5)
+    labels = torch.from_numpy(store.index.labels[rows])
+    accuracy = (logits.argmax(1) == labels).float().mean()
+    assert 0.2 <= accuracy <= 0.8  # with true labels: above 0.9, see the test before
+    assert "control, not a detector" in (tmp_path / "run" / "model_card.md").read_text()
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL."""
+
+
+def killing(
+    monkeypatch: pytest.MonkeyPatch, where: str, at: int, *, before: bool
+) -> Callable[[], None]:
+    """Make the `at`-th call of a function the last thing that happens; returns the healing."""
+    module_name, _, name = where.rpartition(".")
+    module = sys.modules.get(module_name, TrainingStep)
+    real = getattr(module, name)
+    calls = 0
+
+    def dying(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == at and before:
+            raise Killed
+        result = real(*args, **kwargs)
+        if calls == at:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(module, name, dying)
+    return lambda: monkeypatch.setattr(module, name, real)
+
+
+@pytest.mark.parametrize("model", ["small-cnn", "mesoinception4"])
+def test_a_run_killed_anywhere_ends_with_the_same_bytes(
+    model: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(augment=AugmentPolicy(horizontal_flip=0.5, brightness=0.2))
+    train(store, tmp_path / "whole", recipe, model)
+    wanted = kept(tmp_path / "whole")
+    rng = random.Random(model)
+    for trial in range(2):
+        out = tmp_path / f"cut-{trial}"
+        while True:
+            where = rng.choice(
+                [
+                    "dfm_engine.detect.run_folder.write_durably",
+                    "dfm_engine.detect.history.write_durably",
+                    "TrainingStep.__call__",
+                    "TrainingStep.judge",
+                ]
+            )
+            heal = killing(monkeypatch, where, rng.randint(1, 4), before=rng.random() < 0.5)
+            try:
+                train(store, out, recipe, model)
+                break
+            except Killed:
+                continue
+            finally:
+                heal()
+        assert kept(out) == wanted
+        assert not list(out.rglob("*.tmp-*"))
+        assert len(list((out / "state").iterdir())) == 2
+
+
+def test_a_finished_run_started_again_trains_no_more(store: Store, tmp_path: Path) -> None:
+    first = train(store, tmp_path / "run", small_recipe())
+    wanted = kept(tmp_path / "run")
+    again = train(store, tmp_path / "run", small_recipe())
+    assert kept(tmp_path / "run") == wanted
+    assert again.samples_per_s == 0
+    assert (again.steps, again.best) == (first.steps, first.best)
+
+
+def test_a_stop_request_writes_the_state_and_the_run_goes_on(store: Store, tmp_path: Path) -> None:
+    recipe = replace(
+        small_recipe(), output=replace(small_recipe().output, checkpoint_every_steps=1000)
+    )
+    train(store, tmp_path / "whole", recipe)
+    stop = StopRequest()
+
+    def ask(done: int, total: int) -> None:
+        assert total == 6
+        if done == 2:
+            stop.signum = signal.SIGINT
+
+    with pytest.raises(Interrupted):
+        train(store, tmp_path / "cut", recipe, stop=stop, progress=ask)
+    state = torch.load(tmp_path / "cut" / "state" / "last.pt", weights_only=True)
+    assert state["position"]["step"] == 3  # seen after the next step, amid an epoch
+    train(store, tmp_path / "cut", recipe)
+    assert kept(tmp_path / "cut") == kept(tmp_path / "whole")
+
+
+def test_the_best_epoch_is_kept_and_ties_go_to_the_lower_loss(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = [(5, 0.5), (7, 0.4), (7, 0.3), (7, 0.35), (6, 0.1)]  # right of 8 reals, loss
+    weights: list[torch.Tensor] = []
+
+    def judge(self, batches) -> Judgement:
+        for _ in batches:
+            pass
+        weights.append(self.module.classifier.weight.detach().clone())  # once per quality
+        right, loss = script[(len(weights) - 1) // 3]
+        return Judgement(loss=loss, real=8, fake=8, real_right=right, fake_right=4)
+
+    monkeypatch.setattr(TrainingStep, "judge", judge)
+    recipe = small_recipe(schedule=Schedule(epochs=5, batch_size=8))
+    result = train(store, tmp_path / "run", recipe)
+    assert result.best_epoch == 3
+    assert result.best["val/loss"] == pytest.approx(0.3)
+    assert result.best["val/accuracy"] == pytest.approx((7 + 4) / 16)
+    state = safetensors.torch.load_file(result.weights)
+    assert torch.equal(state["classifier.weight"], weights[2 * 3])
+    assert not torch.equal(state["classifier.weight"], weights[-1])
+
+
+def test_validation_is_the_mean_over_qualities_of_true_decisions(
+    store: Store, tmp_path: Path
+) -> None:
+    train(store, tmp_path / "run", small_recipe())
+    best = json.loads((tmp_path / "run" / "detector.json").read_text())["best"]
+    detector = load_detector(tmp_path / "run")
+    shares = []
+    for quality in ("raw", "c23", "c40"):
+        rows = store.index.rows(split="val", quality=quality)
+        frames = torch.from_numpy(store.read(rows)).permute(0, 3, 1, 2) / 255
+        with torch.no_grad():
+            found = detector((frames - 0.5) / 0.5).argmax(1).numpy()
+        shares.append((found == store.index.labels[rows]).mean())
+        assert best[f"val/{quality}/accuracy"] == pytest.approx(shares[-1])
+    assert best["val/accuracy"] == pytest.approx(np.mean(shares))
+
+
+def test_a_frozen_net_trains_its_head_alone_on_features_computed_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(
+        model=Model(frozen=("small-cnn",), input_px=32),
+        schedule=Schedule(epochs=3, batch_size=8, lr=0.05),
+    )
+    start = create_detector("small-cnn", input_px=32)
+    seen = 0
+    from dfm_engine.detect.small_cnn import SmallCnn
+
+    real = SmallCnn.features
+
+    def counting(self, images):
+        nonlocal seen
+        assert not self.training
+        assert not self.backbone.training
+        seen += len(images)
+        return real(self, images)
+
+    monkeypatch.setattr(SmallCnn, "features", counting)
+    result = train(store, tmp_path / "run", recipe)
+    rows = sum(len(store.index.rows(split=split)) for split in ("train", "val"))
+    assert seen == rows
+    state = safetensors.torch.load_file(result.weights)
+    for key, value in start.state_dict().items():
+        assert torch.equal(state[key], value) == (not key.startswith("classifier")), key
+    facts = json.loads((tmp_path / "run" / "detector.json").read_text())
+    assert facts["is_frozen"] is True
+    # the features are those of the frames: the file's own accuracy is found again
+    detector = load_detector(tmp_path / "run")
+    shown = store.index.rows(split="val", quality="c40")
+    frames = torch.from_numpy(store.read(shown)).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        found = detector((frames - 0.5) / 0.5).argmax(1).numpy()
+    accuracy = (found == store.index.labels[shown]).mean()
+    assert facts["best"]["val/c40/accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_frozen_run_killed_anywhere_ends_with_the_same_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfm_engine.detect.feature_cache.CHUNK_ROWS", 16)
+    recipe = small_recipe(model=Model(frozen=("small-cnn",), input_px=32))
+    train(store, tmp_path / "whole", recipe)
+    chunks = sorted((tmp_path / "whole" / "features").iterdir())
+    assert len(chunks) == 6  # of 96 rows
+    for at in (2, 5):
+        heal = killing(
+            monkeypatch, "dfm_engine.detect.feature_cache.write_durably", at, before=at == 2
+        )
+        with pytest.raises(Killed):
+            train(store, tmp_path / f"cut-{at}", recipe)
+        heal()
+        train(store, tmp_path / f"cut-{at}", recipe)
+        assert kept(tmp_path / f"cut-{at}") == kept(tmp_path / "whole")
+        for chunk in chunks:
+            assert (tmp_path / f"cut-{at}" / "features" / chunk.name).read_bytes() == (
+                chunk.read_bytes()
+            )
+
+
+def test_a_frozen_net_cannot_be_augmented(store: Store, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        model=Model(frozen=("small-cnn",), input_px=32),
+        augment=AugmentPolicy(horizontal_flip=0.5),
+    )
+    with pytest.raises(RecipeError, match="cannot be augmented"):
+        train(store, tmp_path / "run", recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("draws_curves")
+def test_a_run_leaves_what_people_and_programs_read(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    recipe = small_recipe(augment=AugmentPolicy(crop=0.8))
+    recipe = replace(recipe, model=Model(frozen=(), input_px=32))
+    with pytest.raises(UsageError, match="frames of 32 px, small-cnn with this recipe needs 40"):
+        train(store, out, recipe)
+    recipe = small_recipe()
+    result = train(store, out, recipe)
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert any((out / "tensorboard").iterdir())
+    assert parse_recipe((out / "recipe.toml").read_text(), TrainDetectorRecipe) == recipe
+    rows = history(out)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    facts = json.loads((out / "detector.json").read_text())
+    assert facts["best"] == rows[facts["best_epoch"] - 1] == result.best
+    assert facts["weights_sha256"] == result.weights_sha256
+    assert facts["store"]["splits"]["train"] == {
+        "real_clips": 4,
+        "fake_clips": 4,
+        "identities": 4,
+        "frames": 16,
+    }
+    card = (out / "model_card.md").read_text()
+    assert result.weights_sha256 in card
+    assert f"| mean | {result.best['val/accuracy']:.4f} |" in card
+    assert "4 real and 4 fake clips of 4 identities" in card
+    assert "Augmentation: none." in card
+    run = json.loads((out / "run.json").read_text())
+    assert run["machine"]["device"] == "cpu"
+    assert result.to_json()["best_epoch"] == result.best_epoch
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    points = board.Scalars("val/accuracy")
+    assert [p.step for p in points] == [2, 4, 6]
+    assert points[-1].value == pytest.approx(rows[-1]["val/accuracy"])
+    assert [p.step for p in board.Scalars("step/loss")] == [2, 4, 6]
+
+
+def test_random_windows_are_remembered_by_the_detector(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", identities=6, frames=2, size=40)
+    recipe = small_recipe(
+        augment=AugmentPolicy(crop=0.8), schedule=Schedule(epochs=1, batch_size=4)
+    )
+    train(store, tmp_path / "run", recipe)
+    spec = load_detector(tmp_path / "run").spec
+    assert (spec.input_px, spec.crop) == (32, 0.8)
+
+
+def test_qualities_of_plain_folders_are_trained_as_they_are(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", identities=6, frames=2, size=32, qualities=(None,))
+    result = train(store, tmp_path / "run", small_recipe(schedule=Schedule(epochs=1, batch_size=4)))
+    assert {key for key in result.best if key.startswith("val/")} == {
+        "val/loss",
+        "val/accuracy",
+        "val/balanced_accuracy",
+    }
+
+
+def with_clips(store: Store, path: Path, keep: Callable) -> Store:
+    """The store with some of its clips alone."""
+    clips, frames = [], []
+    for clip in filter(keep, store.index.clips):
+        clips.append(replace(clip, first_row=sum(map(len, frames))))
+        frames.append(store.read(np.asarray(clip.rows, np.int64)))
+    return write_store(path, replace(store.meta, shards=()), clips, frames)
+
+
+@pytest.mark.parametrize(
+    ("keep", "recipe", "message"),
+    [
+        (lambda c: c.split != "val", {}, r"no clip in the split 'val' \(clips: test 24, train 24"),
+        (
+            lambda c: c.split != "val" or c.label == "real",
+            {},
+            "no fake clip in the split 'val'.*build with more identities",
+        ),
+        (
+            lambda c: c.quality != "c40",
+            {"data": Data(quality="c40")},
+            "no frame of split train in quality c40",
+        ),
+        (lambda c: True, {"model": Model(input_px=64)}, "prepare it again with a larger --size"),
+        (
+            lambda c: True,
+            {"schedule": Schedule(epochs=1, batch_size=64)},
+            "fewer than one batch of 64",
+        ),
+    ],
+)
+def test_a_store_that_cannot_train_says_what_to_do(
+    keep: Callable, recipe: dict, message: str, store: Store, tmp_path: Path
+) -> None:
+    wrong = with_clips(store, tmp_path / "wrong", keep)
+    with pytest.raises(UsageError, match=message):
+        train(wrong, tmp_path / "run", small_recipe(**recipe))
+
+
+def test_another_recipe_model_or_store_does_not_continue_a_run(
+    store: Store, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    recipe = small_recipe(schedule=Schedule(epochs=1, batch_size=8))
+    train(store, out, recipe)
+    with pytest.raises(RecipeError, match=r"schedule\.epochs = 1, this one has 2"):
+        train(store, out, recipe, epochs=2)
+    with pytest.raises(UsageError, match="model small-cnn, this one has meso4"):
+        train(store, out, recipe, "meso4")
+    other = make_store(tmp_path / "other", identities=12, frames=2, size=32, seed=1)
+    with pytest.raises(UsageError, match="holds a run with store"):
+        train(other, out, recipe)
+    with pytest.raises(UsageError, match="holds a run with weights none"):
+        train(store, out, recipe, weights=str(out / "detector.safetensors"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    with pytest.raises(UsageError, match="holds other files"):
+        train(store, tmp_path / "full", recipe)
+
+
+def test_training_begins_with_the_weights_given(store: Store, tmp_path: Path) -> None:
+    recipe = small_recipe(schedule=Schedule(epochs=8, batch_size=8, lr=3e-3))
+    first = train(store, tmp_path / "first", recipe)
+    second = train(
+        store,
+        tmp_path / "second",
+        small_recipe(schedule=Schedule(epochs=1, batch_size=8, lr=1e-6)),
+        weights=str(first.weights),
+    )
+    assert second.best["val/loss"] == pytest.approx(first.best["val/loss"], rel=0.25)
+    facts = json.loads((tmp_path / "second" / "detector.json").read_text())
+    assert facts["start_weights_sha256"] == first.weights_sha256
+
+
+def test_epochs_are_validated_as_often_as_the_recipe_says(store: Store, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        schedule=Schedule(epochs=5, batch_size=8), validation=Validation(every_epochs=2)
+    )
+    train(store, tmp_path / "run", recipe)
+    rows = history(tmp_path / "run")
+    assert [row["epoch"] for row in rows if "val/loss" in row] == [2, 4, 5]
+
+
+def command(store: Path, out: Path, recipe: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "dfm_engine.cli", "train", "detector", "--model", "mesoinception4"),
+        *("--store", str(store), "--out", str(out), "--recipe", str(recipe)),
+        *("--device", "cpu", "--json"),
+    ]
+
+
+@pytest.mark.slow
+def test_runs_killed_by_the_system_end_with_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(small_recipe(schedule=Schedule(epochs=40, batch_size=8))))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = tmp_path / "whole"
+    done = subprocess.run(
+        command(store.path, whole, recipe), capture_output=True, text=True, check=True, env=env
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["steps"] == 80
+    assert "best is epoch" in done.stderr
+    out = tmp_path / "cut"
+    rng = random.Random(5)
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            command(store.path, out, recipe),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (out / "plan.json").is_file() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        try:
+            process.wait(timeout=rng.uniform(0.1, 2.5) if kills < 5 else 300)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert process.returncode == 0, process.stderr.read().decode() if process.stderr else ""
+    assert kills >= 2
+    assert kept(out) == kept(whole)
