@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 PYTHONS = ((3, 11), (3, 12))
+DALI_CODECS = ("h264", "hevc")  # what store.routing gives NVDEC
 OLDEST_COMPUTE = (7, 5)  # Turing: what CUDA 13 still compiles for
 
 
@@ -267,7 +268,7 @@ def _fit(facts: MachineFacts) -> Iterator[Check]:
     has_gpu = bool(facts.nvidia.gpus)
     dali = _found(packages, "nvidia-dali")
     tensorrt = _found(packages, "tensorrt-")
-    yield _optional("DALI", dali, has_gpu, "pip install 'dfm-engine[gpu]': decoding on the GPU")
+    yield _dali(facts, dali)
     yield _optional(
         "TensorRT", tensorrt, has_gpu, "pip install 'dfm-engine[rtx]' or 'dfm-engine[tensorrt]'"
     )
@@ -288,6 +289,26 @@ def _fit(facts: MachineFacts) -> Iterator[Check]:
         f"built for: {listed or 'nothing here is built for CUDA'}",
         "one process would load two CUDA versions: install packages of one major version",
     )
+
+
+def _dali(facts: MachineFacts, found: dict[str, str]) -> Check:
+    """Whether `--decode auto` will decode on the GPU, and what keeps it from doing so."""
+    nvidia = facts.nvidia
+    if not found:
+        hint = "pip install 'dfm-engine[gpu]': decoding on the GPU"
+        return _check("DALI", Verdict.WARN if nvidia.gpus else Verdict.NOTE, "absent", hint)
+    listed = ", ".join(f"{package} {version}" for package, version in found.items())
+    if not nvidia.gpus:
+        why = nvidia.cuda_error or "CUDA sees no device"
+        return _check("DALI", Verdict.NOTE, f"{listed}; decodes nothing here: {why}")
+    if not nvidia.nvdec:
+        why = nvidia.nvdec_error or "NVDEC is not usable"
+        hint = "clips are decoded on the CPU; see NVDEC above"
+        return _check("DALI", Verdict.WARN, f"{listed}; decodes nothing here: {why}", hint)
+    codecs = ", ".join(codec for codec in nvidia.nvdec if codec in DALI_CODECS)
+    if not codecs:
+        return _check("DALI", Verdict.WARN, f"{listed}; NVDEC has none of {DALI_CODECS}")
+    return _check("DALI", Verdict.PASS, f"{listed}; decodes {codecs} with NVDEC, the rest on CPUs")
 
 
 def _onnxruntime(facts: MachineFacts) -> Check:

@@ -152,6 +152,22 @@ def test_nvdec_that_does_not_load_blames_the_container_where_it_is_to_blame(
     assert ("NVIDIA_DRIVER_CAPABILITIES" in hint) == blamed
 
 
+def test_dali_says_what_it_decodes_here_and_what_keeps_it_from_it() -> None:
+    verdict, found, _ = verdict_of("DALI", GOOD)
+    assert verdict is Verdict.PASS
+    assert found.endswith("2.4.0; decodes h264, hevc with NVDEC, the rest on CPUs")
+    no_video = replace(GOOD_GPU, nvdec=None, nvdec_error="libnvcuvid.so.1 does not load")
+    verdict, found, hint = verdict_of("DALI", replace(GOOD, nvidia=no_video))
+    assert verdict is Verdict.WARN
+    assert found.endswith("decodes nothing here: libnvcuvid.so.1 does not load")
+    assert "NVDEC above" in hint
+    verdict, found, _ = verdict_of("DALI", replace(GOOD, nvidia=NO_GPU))
+    assert verdict is Verdict.NOTE
+    assert found.endswith("decodes nothing here: no NVIDIA driver here")
+    only_av1 = replace(GOOD_GPU, nvdec={"av1": 1})
+    assert verdict_of("DALI", replace(GOOD, nvidia=only_av1))[0] is Verdict.WARN
+
+
 def test_codecs_that_nvdec_lacks_are_named() -> None:
     hopper = replace(GOOD_GPU, nvdec={"h264": 7, "hevc": 7, "vp9": 7})
     verdict, found, _ = verdict_of("NVDEC", replace(GOOD, nvidia=hopper))
@@ -325,6 +341,7 @@ class FakeDriver:
         assert ctypes.sizeof(caps) == 88  # what the driver writes into
         assert (caps.chroma_format, caps.bit_depth_minus_8) == (1, 0)
         caps.is_supported, caps.decoder_count = caps.codec in (4, 8), 2
+        caps.min_width, caps.min_height, caps.max_width, caps.max_height = 48, 16, 4096, 4095
         return 0
 
 
@@ -347,6 +364,7 @@ def test_driver_libraries_are_asked_for_devices_and_decoders(
     assert facts.driver_cuda == (12, 8)
     assert facts.gpus == (Gpu(name="Made Up 1", compute_capability=(8, 9), memory_bytes=16 * GIB),)
     assert facts.nvdec == {"h264": 2, "hevc": 2}
+    assert facts.nvdec_sizes == dict.fromkeys(facts.nvdec, (48, 16, 4096, 4095))
     assert (facts.cuda_error, facts.nvdec_error, facts.has_nvenc) == (None, None, True)
     assert driver.released
 

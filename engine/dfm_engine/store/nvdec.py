@@ -16,7 +16,7 @@ from dfm_engine.media.outline import ClipOutline
 from dfm_engine.nvidia import NvidiaFacts, read_nvidia
 from dfm_engine.store.dali_graph import GraphSpec, load_dali
 from dfm_engine.store.dali_run import Part
-from dfm_engine.store.routing import Route, SizeLimits, Stream, rgb_correction, route
+from dfm_engine.store.routing import HOPPER, Route, SizeLimits, Stream, rgb_correction, route
 
 __all__ = [
     "Router",
@@ -70,7 +70,11 @@ def gpu_router(facts: NvidiaFacts | None = None) -> Router:
     facts = read_nvidia() if facts is None else facts
     sizes: Mapping[str, SizeLimits] | None = None
     if facts.nvdec_sizes:
-        sizes = {codec: SizeLimits(*size) for codec, size in facts.nvdec_sizes.items()}
+        sizes = {
+            # An old driver leaves the sizes at 0.
+            codec: SizeLimits(*size) if size[2] else HOPPER.get(codec, SizeLimits(*size))
+            for codec, size in facts.nvdec_sizes.items()
+        }
     return lambda stream, wanted: route(stream, wanted=wanted, limits=sizes)
 
 

@@ -328,6 +328,9 @@ def test_the_devices_own_sizes_decide_the_route() -> None:
     assert router(stream, 9).to == "nvdec"
     assert router(replace(stream, width=40), 9).reason.startswith("too-small")
     assert router(replace(stream, codec="hevc", profile="Main"), 9).reason.startswith("codec")
+    unsaid = gpu_router(replace(HOPPER, nvdec_sizes={"h264": (0, 0, 0, 0)}))
+    assert unsaid(stream, 9).to == "nvdec"
+    assert unsaid(replace(stream, width=40), 9).reason.startswith("too-small")
 
 
 def test_why_dali_cannot_be_used_is_said_in_words() -> None:
