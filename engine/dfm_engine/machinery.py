@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dfm_engine.weights import demo_weights
 __all__ = [
     "DECODERS",
     "Machinery",
+    "OpenRunner",
     "load_fomm",
     "load_machinery",
     "open_reader",
@@ -33,6 +35,9 @@ __all__ = [
 ]
 
 DECODERS = ("auto", "pyav", "dali")
+
+OpenRunner = Callable[[Fomm, str, int], Runner | None]
+"""From a model, a device and the rows of a batch: the runner, or None for the one of torch."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +56,13 @@ class Machinery:
 
 
 def load_machinery(
-    recipe: BuildRecipe, *, weights: str, config: Path | None, device: str, decode: str = "auto"
+    recipe: BuildRecipe,
+    *,
+    weights: str,
+    config: Path | None,
+    device: str,
+    decode: str = "auto",
+    open_runner: OpenRunner | None = None,
 ) -> Machinery:
     """Load the networks of a build and share out the cores: all to torch, all but one to encoders.
 
@@ -61,6 +72,7 @@ def load_machinery(
         config: likewise.
         device: auto, cpu or cuda.
         decode: see `open_reader`.
+        open_runner: of other means than torch.
     """
     cores = max(1, int(read_cores()))
     torch.set_num_threads(cores)
@@ -68,12 +80,14 @@ def load_machinery(
     reader = open_reader(decode, where)
     model = load_fomm(weights, config, align_corners=recipe.motion.align_corners)
     detector = Mtcnn.load(where)
+    batch_size = recipe.plan.batch_size or plan_batch_size(model.config, where)
+    runner = open_runner(model, where, batch_size) if open_runner else None
     return Machinery(
-        runner=TorchRunner(model, where),
+        runner=TorchRunner(model, where) if runner is None else runner,
         detector=detector,
         framer=framer_of(recipe, detector, size=model.frame_size[0], reader=reader),
         reader=reader,
-        batch_size=recipe.plan.batch_size or plan_batch_size(model.config, where),
+        batch_size=batch_size,
         threads=cores,
         workers=max(1, cores - 1),
     )

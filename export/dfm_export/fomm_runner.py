@@ -26,9 +26,13 @@ class FommGraphsRunner:
         graphs: by name: `keypoints`, `source`, and `animate` or `motion` and `render`; of one
             device. Closed by `close`.
         weights_sha256: identifies the weights.
+        files_sha256: identifies the exported files, which decide a row's last bits; the name shows
+            eight digits of it, so that a build is not resumed with others.
     """
 
-    def __init__(self, graphs: Mapping[str, GraphRunner], *, weights_sha256: str) -> None:
+    def __init__(
+        self, graphs: Mapping[str, GraphRunner], *, weights_sha256: str, files_sha256: str = ""
+    ) -> None:
         if set(graphs) not in (set(WHOLE), set(SPLIT)):
             raise ShapeError(f"a FOMM has the graphs {WHOLE} or {SPLIT}, got {sorted(graphs)}")
         devices = {str(graph.device) for graph in graphs.values()}
@@ -41,7 +45,8 @@ class FommGraphsRunner:
         self.frame_size = (int(height), int(width))
         self._is_split = set(graphs) == set(SPLIT)
         frame = graphs["render" if self._is_split else "animate"]
-        self.name = frame.name + ("-split" if self._is_split else "")
+        parts = (frame.name, "split" if self._is_split else "", files_sha256[:8])
+        self.name = "-".join(part for part in parts if part)
 
     def keypoints(self, images: Tensor) -> Keypoints:
         """See `Runner`."""

@@ -12,6 +12,7 @@ one or an error.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -125,7 +126,12 @@ def open_fomm_runner(artifact: Artifact, opening: Opening) -> FommGraphsRunner:
     try:
         for name, graph in artifact.graphs.items():
             graphs[name] = open_graph(artifact, graph, opening)
-        return FommGraphsRunner(graphs, weights_sha256=artifact.weights_sha256)
+        files = "".join(graph.sha256 for graph in artifact.graphs.values())
+        return FommGraphsRunner(
+            graphs,
+            weights_sha256=artifact.weights_sha256,
+            files_sha256=hashlib.sha256(files.encode()).hexdigest(),
+        )
     except BaseException:
         for runner in graphs.values():
             runner.close()

@@ -14,7 +14,18 @@ import logging
 import os
 import sys
 
-from dfm_engine.cli import bench, build, evaluate, export, look, prepare, train, train_detector
+from dfm_engine.cli import (
+    backends,
+    bench,
+    build,
+    evaluate,
+    export,
+    look,
+    prepare,
+    score,
+    train,
+    train_detector,
+)
 from dfm_engine.cli.common import (
     app,
     bench_app,
@@ -29,6 +40,7 @@ from dfm_engine.interrupts import Interrupted, stop_on_signals
 
 __all__ = [
     "app",
+    "backends",
     "bench",
     "build",
     "evaluate",
@@ -36,6 +48,7 @@ __all__ = [
     "look",
     "main",
     "prepare",
+    "score",
     "train",
     "train_detector",
 ]

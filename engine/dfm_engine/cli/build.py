@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dfm_engine.cli.backends import Backend, Exported, runner_opener
 from dfm_engine.cli.common import (
     Decode,
     Device,
@@ -46,6 +47,8 @@ def build_dataset(
     ] = None,
     device: Device = "auto",
     decode: Decode = "auto",
+    backend: Backend = "torch",
+    exported: Exported = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be made; write nothing.")
     ] = False,
@@ -80,7 +83,12 @@ def build_dataset(
 
     with draining_signals() as stop:
         machinery = load_machinery(
-            options.recipe, weights=weights, config=fomm_config, device=device, decode=decode
+            options.recipe,
+            weights=weights,
+            config=fomm_config,
+            device=device,
+            decode=decode,
+            open_runner=runner_opener(backend, exported),
         )
         summary = build(
             options,

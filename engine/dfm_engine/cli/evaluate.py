@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from dfm_engine.cli.backends import Backend, Exported, open_detector
 from dfm_engine.cli.common import Device, FommYaml, Json, Weights, evaluate_app, finish, say
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def evaluate_detector(
         Path | None, typer.Option(help="Folder for the scores, the numbers and the plots.")
     ] = None,
     device: Device = "auto",
+    backend: Backend = "torch",
+    exported: Exported = None,
     as_json: Json = False,
 ) -> None:
     """Measure a detector: frames and videos, by quality, action and person, with intervals."""
@@ -92,7 +95,6 @@ def evaluate_detector(
         run_evaluate_detector,
     )
     from dfm_engine.detect.load import load_detector
-    from dfm_engine.detect.runner import TorchDetectorRunner
     from dfm_engine.machinery import pick_device
     from dfm_engine.progress import Counter
     from dfm_engine.store.frames import Store
@@ -100,7 +102,7 @@ def evaluate_detector(
     where = pick_device(device)
     with Counter("evaluate", "frames") as count:
         result = run_evaluate_detector(
-            TorchDetectorRunner(load_detector(model), where),
+            open_detector(load_detector(model), backend=backend, device=where, exported=exported),
             Store.open(store),
             split=cast("Split", split),  # checked there
             quality=quality,

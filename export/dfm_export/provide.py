@@ -1,0 +1,232 @@
+"""A runner for `--backend`: from an exported folder, or from an export made on the way.
+
+An export made on the way is kept in the user's cache by what it was made from (weights,
+architecture, precision, versions, and the code that writes graphs), so the next command finds it.
+It passes the same gates as `dfm-engine export`. Precision is fp32 unless the folder says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dfm_engine
+import dfm_export
+from dfm_engine.backends import Runner
+from dfm_engine.detect.detector import ForgeryDetector
+from dfm_engine.detect.runner import DetectorRunner, TorchDetectorRunner
+from dfm_engine.errors import InputError, UsageError
+from dfm_engine.fomm.model import Fomm
+from dfm_engine.machine import cache_folder, installed
+from dfm_export.artifact import Artifact, open_artifact
+from dfm_export.models import Opening, choose_backend, open_detector_runner, open_fomm_runner
+from dfm_export.precision import Kind, Plan, plan_of
+from dfm_export.to_tensorrt import BuildSettings, Profile
+
+__all__ = ["ExportCache", "provide_detector", "provide_fomm"]
+
+_log = logging.getLogger(__name__)
+
+Said = Callable[[str], None]
+_PACKAGES = ("torch", "onnx", "onnxscript", "timm")
+_SOURCES = {  # what decides the bytes of an export, besides the packages
+    "fomm": ("fomm/*.py", "norms.py"),
+    "detector": ("detect/*.py", "norms.py"),
+}
+_WRITERS = ("graphs.py", "precision.py", "specs.py", "to_onnx.py", "run_export.py")
+
+
+def provide_fomm(
+    fomm: Fomm,
+    *,
+    backend: str,
+    device: str,
+    batch_size: int,
+    exported: Path | None = None,
+    cache: ExportCache | None = None,
+    say: Said = lambda text: None,
+) -> Runner | None:
+    """The runner of a FOMM, or None where the backend is torch: then the caller's own serves.
+
+    Args:
+        fomm: as loaded, in float32 on the CPU; only read.
+        backend: of the command line; a resolved one or auto.
+        device: cpu or cuda.
+        batch_size: rows of a call; the most that an engine is built for.
+        exported: a folder of `dfm-engine export fomm`; None: export into the cache.
+        cache: of exports; None: the user's.
+        say: told what a person wants to read.
+
+    Raises:
+        UsageError: no such backend, or a folder with other weights or another sampling.
+        DfmError: as `models.open_fomm_runner` and `run_export.export_fomm`.
+    """
+    chosen = choose_backend(backend, device, say=say)
+    if chosen == "torch":
+        _refuse_folder(exported)
+        return None
+    if exported is None:
+        artifact = (cache or ExportCache()).fomm(fomm, plan_of("fomm", "fp32"), say=say)
+    else:
+        artifact = open_artifact(exported)
+        _check_weights(artifact, fomm.weights_sha256)
+        if artifact.align_corners != fomm.align_corners:
+            raise UsageError(
+                f"the export {artifact.path} samples with align_corners {artifact.align_corners}, "
+                f"the recipe wants {fomm.align_corners}; export it again"
+            )
+    runner = open_fomm_runner(artifact, _opening(chosen, device, batch_size))
+    _log.info("%s from %s", runner.name, artifact.path)
+    return runner
+
+
+def provide_detector(
+    detector: ForgeryDetector,
+    *,
+    backend: str,
+    device: str,
+    exported: Path | None = None,
+    batch_size: int = 32,
+    cache: ExportCache | None = None,
+    say: Said = lambda text: None,
+) -> DetectorRunner:
+    """The runner of a detector.
+
+    Args:
+        detector: as loaded, in float32 on the CPU; torch takes it over.
+        backend: see `provide_fomm`.
+        device: likewise.
+        exported: a folder of `dfm-engine export detector`; None: export into the cache.
+        batch_size: see `provide_fomm`.
+        cache: likewise.
+        say: likewise.
+
+    Raises:
+        UsageError: as `provide_fomm`.
+        DfmError: likewise.
+    """
+    chosen = choose_backend(backend, device, say=say)
+    if chosen == "torch":
+        _refuse_folder(exported)
+        return TorchDetectorRunner(detector, device)
+    if exported is None:
+        artifact = (cache or ExportCache()).detector(detector, plan_of("detector", "fp32"), say=say)
+    else:
+        artifact = open_artifact(exported)
+        _check_weights(artifact, detector.weights_sha256)
+    return open_detector_runner(artifact, _opening(chosen, device, batch_size))
+
+
+class ExportCache:
+    """Exports by what they were made from; any number of processes may use it."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or cache_folder() / "exports"
+
+    def fomm(self, fomm: Fomm, plan: Plan, *, say: Said = lambda text: None) -> Artifact:
+        """The export of a FOMM."""
+        from dfm_export.run_export import export_fomm  # onnx, and torch's exporter
+
+        facts = {
+            "weights_sha256": fomm.weights_sha256,
+            "config": fomm.config.to_dict(),
+            "align_corners": fomm.align_corners,
+        }
+        return self._get(
+            "fomm", plan, facts, lambda out: export_fomm(fomm, out, plan=plan, say=say), say
+        )
+
+    def detector(
+        self, detector: ForgeryDetector, plan: Plan, *, say: Said = lambda text: None
+    ) -> Artifact:
+        """The export of a detector."""
+        from dfm_export.run_export import export_detector
+
+        facts = {"weights_sha256": detector.weights_sha256, "spec": asdict(detector.spec)}
+        return self._get(
+            "detector",
+            plan,
+            facts,
+            lambda out: export_detector(detector, out, plan=plan, say=say),
+            say,
+        )
+
+    def _get(
+        self,
+        kind: Kind,
+        plan: Plan,
+        facts: Mapping[str, Any],
+        export: Callable[[Path], Artifact],
+        say: Said,
+    ) -> Artifact:
+        key = _digest(
+            {
+                **facts,
+                "kind": kind,
+                "plan": asdict(plan),
+                "versions": installed(_PACKAGES),
+                "code": _code(kind),
+            }
+        )
+        folder = self.root / key[:2] / key
+        with _locked(folder):
+            try:
+                return open_artifact(folder)
+            except InputError as error:
+                if folder.exists():
+                    _log.warning("%s; it is made again", error)
+                    shutil.rmtree(folder)
+            say("exporting to ONNX, once; the cache keeps it")
+            folder.mkdir(parents=True)
+            return export(folder)
+
+
+def _opening(backend: str, device: str, batch_size: int) -> Opening:
+    profile = Profile(min=1, opt=batch_size, max=batch_size)
+    return Opening(backend=backend, device=device, settings=BuildSettings(profile=profile))
+
+
+def _refuse_folder(exported: Path | None) -> None:
+    if exported is not None:
+        raise UsageError(f"--exported {exported}: --backend torch runs no exported graphs")
+
+
+def _check_weights(artifact: Artifact, weights_sha256: str) -> None:
+    if artifact.weights_sha256 != weights_sha256:
+        raise UsageError(
+            f"the export {artifact.path} is of weights {artifact.weights_sha256[:12]}, the command "
+            f"names weights {weights_sha256[:12]}; export those"
+        )
+
+
+def _code(kind: Kind) -> str:
+    """Of the modules that decide what an export computes."""
+    engine, export = (Path(package.__path__[0]) for package in (dfm_engine, dfm_export))
+    files = [export / name for name in _WRITERS]
+    files += [path for pattern in _SOURCES[kind] for path in sorted(engine.glob(pattern))]
+    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+
+
+def _digest(facts: Any) -> str:
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _log.warning("another process exports the same network; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
