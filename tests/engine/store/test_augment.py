@@ -134,7 +134,7 @@ def test_flips_and_windows_pick_pixels_exactly():
         assert torch.equal(found[row], wanted.flip(2) if draws.flip[row] else wanted)
 
 
-@pytest.mark.parametrize(("stored", "size"), [(32, 20), (20, 32)])
+@pytest.mark.parametrize(("stored", "size"), [(32, 20), (20, 32), (90, 70)])
 def test_evaluation_follows_the_crop_rule(stored: int, size: int):
     raw = frames_of(2, stored)
     found = FusedAugment(meta_of(stored), size_px=size, **PLAIN)(raw)
@@ -156,6 +156,18 @@ def test_i420_becomes_the_rgb_of_the_decoder():
         found = augment(torch.from_numpy(planes)[None])[0].permute(1, 2, 0).numpy() * 255
         # the decoder rounds to whole levels: half a level, and swscale's fixed point beside it
         assert np.abs(found - decoded).max() < 0.52
+
+
+@pytest.mark.parametrize(("stored", "size", "crop"), [(24, 24, 1.0), (24, 18, 1.0), (24, 18, 0.75)])
+def test_the_kernel_of_i420_gives_what_the_fused_step_gives(stored: int, size: int, crop: float):
+    meta, raw = meta_of(stored, "i420"), frames_of(3, stored, "i420")
+    augment = FusedAugment(meta, size_px=size, mean=MEAN, std=STD, crop=crop)
+    assert not augment._has_kernel
+    wanted = augment(raw)
+    augment._has_kernel = True  # as on a GPU; on a CPU the operator is its reference
+    found = augment(raw)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - wanted).abs().max() < 2 * tolerance(2 * stored)
 
 
 def test_what_a_sample_gets_does_not_depend_on_its_batch():
