@@ -86,6 +86,10 @@ class ForgeryDetector(nn.Module):
         """The map of each logit over a feature map, (B, logits, h, w)."""
         raise NotImplementedError
 
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Entries of another project's file in this net's names and shapes."""
+        return state
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, 1) or (B, 2), of normalised images (B, 3, S, S)."""
         return self.features_and_logits(images)[1]

@@ -23,7 +23,6 @@ import torch
 from dfm_engine.detect.detector import DetectorSpec, ForgeryDetector, fake_probability
 from dfm_engine.detect.meso import meso4, meso_spec, mesoinception4
 from dfm_engine.detect.small_cnn import SmallCnn, small_cnn_spec
-from dfm_engine.detect.timm_net import TimmNet, timm_spec
 from dfm_engine.detect.weights import fill_from_file
 from dfm_engine.detect.weights_cache import (
     Published,
@@ -56,6 +55,12 @@ class _Known:
     published: Callable[[], tuple[Published, ...]]
 
 
+def _build_timm(spec: DetectorSpec, *, architecture: str, is_known: bool) -> ForgeryDetector:
+    from dfm_engine.detect.timm_net import TimmNet  # timm takes seconds to import
+
+    return TimmNet(spec, architecture, is_known=is_known)
+
+
 def _known_timm(
     name: str,
     architecture: str,
@@ -65,7 +70,7 @@ def _known_timm(
 ) -> _Known:
     return _Known(
         spec=DetectorSpec(name=name, input_px=input_px, mean=norm[0], std=norm[1]),
-        build=partial(TimmNet, architecture=architecture, is_known=True),
+        build=partial(_build_timm, architecture=architecture, is_known=True),
         published=published,
     )
 
@@ -153,6 +158,8 @@ def detector_spec(name: str, *, input_px: int | None = None) -> DetectorSpec:
     """
     known = _KNOWN.get(name)
     if known is None:
+        from dfm_engine.detect.timm_net import timm_spec
+
         return timm_spec(name, input_px)
     if input_px is None or input_px == known.spec.input_px:
         return known.spec
@@ -169,5 +176,5 @@ def build_detector(spec: DetectorSpec, *, seed: int = 0) -> ForgeryDetector:
         if known is not None:
             detector = known.build(spec)
         else:
-            detector = TimmNet(spec, spec.name, is_known=False)
+            detector = _build_timm(spec, architecture=spec.name, is_known=False)
     return detector.eval()

@@ -7,7 +7,9 @@ behind it, so their class activation map is exact. For other nets that is tried 
 from __future__ import annotations
 
 import difflib
+import logging
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 
 from dfm_engine.detect.detector import Cam, DetectorSpec, ForgeryDetector
 from dfm_engine.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 class TimmNet(ForgeryDetector):
@@ -52,6 +56,31 @@ class TimmNet(ForgeryDetector):
     def embed(self, features: Tensor) -> Tensor:
         """(B, D)."""
         return self.net.forward_head(features, pre_logits=True)
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From timm's, torchvision's, Cadene's and FaceForensics++' files.
+
+        A head for more classes than ours is left out, and the seeded one stays.
+        """
+        if state and all(key.startswith("net.") for key in state):  # our own
+            state = {key.removeprefix("net."): value for key, value in state.items()}
+        head = next(name for name, module in self.net.named_modules() if module is self.head)
+        wanted = self.net.state_dict()
+        result: dict[str, Tensor] = {}
+        for key, value in state.items():
+            key = re.sub(r"^last_linear(\.\d+)?\.", f"{head}.", key)  # Cadene; FF++ with dropout
+            if key in wanted and wanted[key].ndim == 4 and value.ndim == 2:
+                value = value[:, :, None, None]  # Cadene's pointwise convolutions
+            result[key] = value
+        weight = result.get(f"{head}.weight")
+        if weight is None or len(weight) > self.spec.logits:
+            classes = "no" if weight is None else len(weight)
+            log.info(
+                "%s: the file's head has %s classes; a seeded one stays", self.spec.name, classes
+            )
+            for key in (f"{head}.weight", f"{head}.bias"):
+                result[key] = wanted[key]
+        return {f"net.{key}": value for key, value in result.items()}
 
     def cam(self, features: Tensor) -> Tensor:
         """See `ForgeryDetector.logits_and_cam`."""

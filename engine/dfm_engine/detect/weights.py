@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +20,8 @@ from torch import Tensor, nn
 from dfm_engine.detect.detector import DetectorSpec, ForgeryDetector
 from dfm_engine.detect.keras_weights import HDF5_MAGIC, read_meso_h5
 from dfm_engine.detect.meso import Meso
-from dfm_engine.detect.timm_net import TimmNet
 from dfm_engine.errors import UsageError, WeightsError
 from dfm_engine.weight_files import first_line, hash_and_head, is_safetensors, load_pickled, some
-
-log = logging.getLogger(__name__)
 
 METADATA_KEY = "dfm_engine"
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(pth|pt|safetensors|h5)$")
@@ -64,9 +60,7 @@ def fill_from_file(detector: ForgeryDetector, path: Path) -> None:
     else:
         content = load_pickled(path, head, what=what, on_code=_ON_CODE)
         state = _unwrap(content, f"{what} {path}")
-    if isinstance(detector, TimmNet):
-        state = _as_timm(state, detector, f"{what} {path}")
-    _fill(detector, state, f"{what} {path}")
+    _fill(detector, detector.translate(state), f"{what} {path}")
     detector.weights_sha256 = sha256
 
 
@@ -140,27 +134,6 @@ def _unwrap(content: Any, what: str) -> dict[str, Tensor]:
 
 def _is_table(content: Mapping[Any, Any]) -> bool:
     return all(isinstance(value, Tensor) for value in content.values())
-
-
-def _as_timm(state: dict[str, Tensor], detector: TimmNet, what: str) -> dict[str, Tensor]:
-    """Keys and shapes of other projects in timm's terms, below `net.` as ours are."""
-    if state and all(key.startswith("net.") for key in state):
-        state = {key.removeprefix("net."): value for key, value in state.items()}
-    head = next(name for name, module in detector.net.named_modules() if module is detector.head)
-    wanted = detector.net.state_dict()
-    result: dict[str, Tensor] = {}
-    for key, value in state.items():
-        key = re.sub(r"^last_linear(\.\d+)?\.", f"{head}.", key)  # Cadene; FF++ with its dropout
-        if key in wanted and wanted[key].ndim == 4 and value.ndim == 2:
-            value = value[:, :, None, None]  # Cadene's pointwise convolutions
-        result[key] = value
-    weight = result.get(f"{head}.weight")
-    if weight is None or len(weight) > detector.spec.logits:
-        classes = "no" if weight is None else len(weight)
-        log.info("%s: its head has %s classes; the detector keeps a seeded one", what, classes)
-        for key in (f"{head}.weight", f"{head}.bias"):
-            result[key] = wanted[key]
-    return {f"net.{key}": value for key, value in result.items()}
 
 
 def _fill(detector: nn.Module, state: dict[str, Tensor], what: str) -> None:

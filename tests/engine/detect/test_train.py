@@ -452,14 +452,14 @@ def command(store: Path, out: Path, recipe: Path) -> list[str]:
 @pytest.mark.slow
 def test_runs_killed_by_the_system_end_with_the_same_bytes(store: Store, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(to_toml(small_recipe(schedule=Schedule(epochs=40, batch_size=8))))
+    recipe.write_text(to_toml(small_recipe(schedule=Schedule(epochs=80, batch_size=8))))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole = tmp_path / "whole"
     done = subprocess.run(
         command(store.path, whole, recipe), capture_output=True, text=True, check=True, env=env
     )
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["steps"] == 80
+    assert result["steps"] == 160
     assert "best is epoch" in done.stderr
     out = tmp_path / "cut"
     rng = random.Random(5)
@@ -474,7 +474,7 @@ def test_runs_killed_by_the_system_end_with_the_same_bytes(store: Store, tmp_pat
             assert time.monotonic() < deadline
             time.sleep(0.02)
         try:
-            process.wait(timeout=rng.uniform(0.1, 2.5) if kills < 5 else 300)
+            process.wait(timeout=rng.uniform(0.1, 1.5) if kills < 3 else 300)
             break
         except subprocess.TimeoutExpired:
             process.kill()
