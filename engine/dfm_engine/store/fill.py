@@ -44,7 +44,14 @@ from dfm_engine.store.shards import ShardWriter
 from dfm_engine.store.sheet import write_sheet
 from dfm_engine.store.summary import PrepareSummary
 
-__all__ = ["DECODERS", "FrameSampler", "PrepareOptions", "choose_sampler", "run_prepare"]
+__all__ = [
+    "DECODERS",
+    "FrameSampler",
+    "PrepareOptions",
+    "choose_sampler",
+    "fill_store",
+    "run_prepare",
+]
 
 DECODERS = ("auto", "pyav", "dali")
 
@@ -122,9 +129,6 @@ def run_prepare(
         Interrupted: `stop` was set; the shards that were begun are done.
         ShortfallError: not one clip could be stored.
     """
-    stop = StopRequest() if stop is None else stop
-    limits = limits or Limits()
-    started_s = time.monotonic()
     with ExitStack() as stack:
         if options.data.is_dir():
             stack.enter_context(reading(options.data))  # no build may change it meanwhile
@@ -137,8 +141,31 @@ def run_prepare(
         )
         for warning in data.warnings:
             say(f"note: {warning}")
-        settings = settings_of(options, data, decode=sampler.name, limits=limits)
-        folder = stack.enter_context(StoreFolder.open(options.out, settings))
+        return fill_store(
+            options,
+            data,
+            sampler=sampler,
+            workers=workers,
+            limits=limits or Limits(),
+            stop=stop or StopRequest(),
+            progress=progress,
+        )
+
+
+def fill_store(
+    options: PrepareOptions,
+    data: DataListing,
+    *,
+    sampler: FrameSampler,
+    workers: int,
+    limits: Limits,
+    stop: StopRequest,
+    progress: bool,
+) -> PrepareSummary:
+    """Fill a store with listed clips; see `run_prepare`."""
+    started_s = time.monotonic()
+    settings = settings_of(options, data, decode=sampler.name, limits=limits)
+    with StoreFolder.open(options.out, settings) as folder:
         pace = _Pace()
         with Ticker(pace.line, enabled=progress):
             plan = plan_clips(

@@ -49,7 +49,7 @@ def write_sheet(store: Store) -> None:
             tile = Image.fromarray(rgb).resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
             sheet.paste(tile, (MARGIN_PX + place * step, line * step))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    sheet.save(buffer, "PNG", compress_level=3)
     write_durably(Path(store.path) / NAME, buffer.getbuffer())
 
 
