@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 PYTHONS = ((3, 11), (3, 12))
+RTX_CHIPS = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))  # what TensorRT-RTX 1.7 knows
 DALI_CODECS = ("h264", "hevc")  # what store.routing gives NVDEC
 OLDEST_COMPUTE = (7, 5)  # Turing: what CUDA 13 still compiles for
 
@@ -273,6 +274,7 @@ def _fit(facts: MachineFacts) -> Iterator[Check]:
         "TensorRT", tensorrt, has_gpu, "pip install 'dfm-engine[rtx]' or 'dfm-engine[tensorrt]'"
     )
     yield _onnxruntime(facts)
+    yield _backends(facts)
     majors = {
         name: major
         for name, major in {
@@ -288,6 +290,36 @@ def _fit(facts: MachineFacts) -> Iterator[Check]:
         Verdict.PASS if len(set(majors.values())) <= 1 else Verdict.WARN,
         f"built for: {listed or 'nothing here is built for CUDA'}",
         "one process would load two CUDA versions: install packages of one major version",
+    )
+
+
+def _backends(facts: MachineFacts) -> Check:
+    """Which words `--backend` takes here, and why not the others."""
+    gpus = facts.nvidia.gpus
+    usable = ["torch"] if "torch" in facts.packages else []
+    if _found(facts.packages, "onnxruntime"):
+        has_cuda = bool(gpus) and "cuda" in facts.onnxruntime_providers
+        usable.append(f"onnxruntime ({'cpu, cuda' if has_cuda else 'cpu'})")
+    not_here: list[str] = []
+    rtx = _found(facts.packages, "tensorrt-rtx")
+    data_centre = {n for n in _found(facts.packages, "tensorrt-") if n not in rtx}
+    for word, found in (("tensorrt", data_centre), ("tensorrt-rtx", rtx)):
+        unknown = [gpu for gpu in gpus if gpu.compute_capability not in RTX_CHIPS]
+        if not found:
+            not_here.append(f"{word} is not installed")
+        elif not gpus:
+            does = "builds engines, " if word == "tensorrt-rtx" else ""
+            not_here.append(f"{word} {does}runs on a GPU")
+        elif word == "tensorrt-rtx" and unknown:
+            compute = "{}.{}".format(*unknown[0].compute_capability)
+            not_here.append(f"{word} does not know compute {compute}, tensorrt does")
+        else:
+            usable.append(word)
+    return _check(
+        "Backends",
+        Verdict.PASS if usable else Verdict.WARN,
+        "; ".join([", ".join(usable) or "none", *not_here]),
+        "run `make setup`, or install dfm-engine again",
     )
 
 
