@@ -50,6 +50,7 @@ class GraphSpec:
         threads: of DALI's pool: each decodes one clip, so twice the GPU's decoders or more.
         device_id: the CUDA device that crops, or None for the CPU.
         depth: runs under way at once.
+        has_index: the decoder reads all of a file's packets first, and seeks by them.
         mean, std: normalise to float FCHW, in levels of 0-255; None gives uint8 FHWC.
     """
 
@@ -58,6 +59,7 @@ class GraphSpec:
     threads: int = 16
     device_id: int | None = None
     depth: int = 2
+    has_index: bool = True
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
@@ -154,6 +156,7 @@ def _crops(dali: Any, spec: GraphSpec) -> Any:
             frames=fn.external_source(name="wanted", dtype=types.INT32, ndim=1),
             pad_mode="none",  # a number beyond the end is an error, never a repeated picture
             affine=False,
+            build_index=spec.has_index,
         )
     crops = fn.resize(
         pictures,
