@@ -37,6 +37,7 @@ from dfm_engine.store.planning import (
     deal_out,
     plan_clips,
     settings_of,
+    versions_of,
 )
 from dfm_engine.store.pyav import PyavSampler
 from dfm_engine.store.sampler import ClipToSample, FrameSampler, Refused, Sampled
@@ -181,7 +182,12 @@ def fill_store(
             fill.sample(sampler, stop)
         clips, numbers = fill.stored()
         quarantine = _quarantine(data, plan, fill)
-        meta = replace(options.meta, decode=sampler.name, shards=fill.shards())
+        meta = replace(
+            options.meta,
+            decode=sampler.name,
+            versions=versions_of(sampler.name),
+            shards=fill.shards(),
+        )
         if not folder.is_whole:
             _write_tables(folder, meta, clips, numbers, quarantine)
         return PrepareSummary.of(

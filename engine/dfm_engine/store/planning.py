@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dfm_engine.clip import QUALITIES, Box, Quality
 from dfm_engine.errors import UsageError
 from dfm_engine.interrupts import StopRequest
+from dfm_engine.machine import PACKAGES, installed
 from dfm_engine.recipe import Limits
 from dfm_engine.store.listing import DataListing, ListedClip
 from dfm_engine.store.looks import (
@@ -31,7 +32,14 @@ from dfm_engine.store.looks import (
 from dfm_engine.store.meta import RESAMPLER, Layout, StoreMeta
 from dfm_engine.store.sampler import ClipToSample, evenly_spaced
 
-__all__ = ["PlannedClip", "PrepareOptions", "deal_out", "plan_clips", "settings_of"]
+__all__ = [
+    "PlannedClip",
+    "PrepareOptions",
+    "deal_out",
+    "plan_clips",
+    "settings_of",
+    "versions_of",
+]
 
 SHARD_ROWS = 1024  # 200 MB of 256 x 256 rgb24: what a killed run loses at most
 CLIPS_OF_ALL_FRAMES = 8  # per shard, where all frames are stored
@@ -87,7 +95,7 @@ class PrepareOptions:
             size_px=self.size_px,
             layout=self.layout,
             frames_per_clip=self.frames,
-            versions=_versions(),
+            versions=versions_of("pyav"),
         )
 
 
@@ -138,7 +146,7 @@ def settings_of(
         "crop": "whole" if data.is_built else options.crop,
         "resampler": RESAMPLER,
         "decode": decode,
-        "versions": _versions(),
+        "versions": versions_of(decode),
         "limits": asdict(limits),
         "reader": data.reader,
         "quality": list(options.qualities) if data.is_built else None,
@@ -224,6 +232,9 @@ def _planned(
     )
 
 
-def _versions() -> dict[str, str]:
-    """Of what decides the bytes."""
-    return {name: importlib.metadata.version(name) for name in ("dfm-engine", "av", "numpy")}
+def versions_of(decode: str) -> dict[str, str]:
+    """Of what decides the bytes; of DALI where that decodes."""
+    found = {name: importlib.metadata.version(name) for name in ("dfm-engine", "av", "numpy")}
+    if decode == "dali":
+        found |= {k: v for k, v in installed(PACKAGES).items() if k.startswith("nvidia-dali")}
+    return found

@@ -27,7 +27,10 @@ from dfm_engine.store import dali as dali_module
 from dfm_engine.store import dali_reader
 from dfm_engine.store.dali import DaliSampler
 from dfm_engine.store.dali_reader import DaliReader
+from dfm_engine.store.fill import PrepareOptions, run_prepare
+from dfm_engine.store.frames import Store
 from dfm_engine.store.nvdec import gpu_router, gpu_spec, parts_of, why_not_dali
+from dfm_engine.store.pyav import PyavSampler
 from dfm_engine.store.routing import Stream
 from dfm_engine.store.sampler import ClipToSample, Refused, Sampled
 from dfm_engine.store.sampling import sample_clip
@@ -223,6 +226,38 @@ def test_windows_bound_what_is_held_and_load_one_ahead(
     rest = joined([first, *running])
     assert list(rest) == list(range(9))
     assert not np.array_equal(rest[0], rest[8])
+
+
+def test_a_folder_prepared_through_dali_is_the_one_prepared_by_pyav(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Good, odd and broken files: the same rows, the same quarantine, pixels within a rounding."""
+    data = tmp_path / "data"
+    for label in ("real", "fake"):
+        (data / label / label).mkdir(parents=True)
+    for number, path in enumerate(sorted(folder.glob("*.*"))):
+        label = ("real", "fake")[number % 2]
+        (data / label / label / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+    pyav = PyavSampler(size_px=SIZE, layout="rgb24", workers=1)
+    dali = DaliSampler(size_px=SIZE, fallback=pyav, spec=SOFTWARE, router=software_router)
+    stores = []
+    for sampler in (pyav, dali):
+        out = tmp_path / sampler.name
+        options = PrepareOptions(data=data, out=out, frames=4, size_px=SIZE, crop="whole")
+        run_prepare(options, sampler=sampler, workers=1, progress=False)
+        stores.append(Store.open(out))
+    by_pyav, by_dali = stores
+    assert dali.routes["nvdec"] >= 4
+    assert dali.routes["gave-up"] == 1
+    assert by_dali.index.clips == by_pyav.index.clips
+    for name in ("index.parquet", "clips.parquet", "quarantine.parquet"):
+        assert (tmp_path / "dali" / name).read_bytes() == (tmp_path / "pyav" / name).read_bytes()
+    assert by_pyav.rows == by_dali.rows > 20
+    rows = np.arange(by_dali.rows)
+    near(by_dali.read(rows), by_pyav.read(rows))
+    assert (by_pyav.meta.decode, by_dali.meta.decode) == ("pyav", "dali")
+    (only,) = set(by_dali.meta.versions) - set(by_pyav.meta.versions)
+    assert only.startswith("nvidia-dali")
 
 
 # ---- the reader of build-dataset ----------------------------------------------------------------
