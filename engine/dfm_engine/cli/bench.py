@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dfm_engine.cli.common import Device, FommYaml, Json, bench_app, finish
+from dfm_engine.cli.common import Device, FommYaml, Json, bench_app, finish, say
 
 
 @bench_app.command("throughput")
@@ -51,6 +51,77 @@ def bench_throughput(
             "throughput", weights, fomm_config, quick=quick, device=machinery.runner.device.type
         ),
         remark=weights_banner(building),
+    )
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)
+
+
+@bench_app.command("kernels")
+def bench_kernels(
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats and types.")] = False,
+    gpu: Annotated[
+        str, typer.Option(help="On a CPU: whose roofline to estimate (a100, h100, h200).")
+    ] = "h200",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time each GPU kernel against its torch reference and a plain copy; exit 5 if one is wrong."""
+    from dfm_bench.kernels import run_bench_kernels
+    from dfm_engine.machinery import pick_device
+
+    where = pick_device(device)
+    words = ["dfm-engine bench kernels --out DIR --device", where]
+    words += [] if where == "cuda" else ["--gpu", gpu]
+    command = " ".join([*words, "--quick"] if quick else words)
+    result = run_bench_kernels(out=out, device=where, quick=quick, gpu=gpu, command=command)
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)
+
+
+@bench_app.command("export")
+def bench_export(
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="As for build-dataset; default seeded noise at the size of vox-256, demo with "
+            "--quick."
+        ),
+    ] = None,
+    fomm_config: FommYaml = None,
+    detectors: Annotated[
+        str | None,
+        typer.Option(help="Names with commas between; default all five, one with --quick."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The demo weights, one detector, few repeats.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time exported graphs by every backend beside torch; exit 5 if one is not right."""
+    from dfm_bench.exported import DetectorNetwork, FommNetwork
+    from dfm_bench.exports import FULL, QUICK, run_bench_export
+    from dfm_engine.detect.models import DETECTORS, create_detector
+    from dfm_engine.machinery import load_fomm, pick_device, weights_banner
+
+    where, scope = pick_device(device), QUICK if quick else FULL
+    weights = weights or (_bench_weights() if quick else "random")
+    names = detectors.split(",") if detectors else ["mesoinception4"] if quick else DETECTORS
+    made = [create_detector(name, weights="none", seed=0) for name in names]
+    result = run_bench_export(
+        out=out,
+        networks=[
+            FommNetwork(load_fomm(weights, fomm_config), where),
+            *(DetectorNetwork(detector, where, frames=scope.frames) for detector in made),
+        ],
+        scope=scope,
+        device=where,
+        command=_bench_command("export", weights, fomm_config, quick=quick, device=where)
+        + (f" --detectors {detectors}" if detectors else ""),
+        remark=weights_banner(weights),
+        say=say,
     )
     result.print()
     finish(result.to_json(), as_json, result.exit_code)
