@@ -101,7 +101,10 @@ def to_device(output: Any) -> list[Any]:
     """Copy a graph's output to torch tensors where it lies; the graph keeps its own buffers."""
     import torch
 
-    return [torch.from_dlpack(output[place]).clone() for place in range(len(output))]
+    tensors = [torch.from_dlpack(output[place]).clone() for place in range(len(output))]
+    if tensors and tensors[0].is_cuda:
+        torch.cuda.current_stream().synchronize()  # the buffers go back right after this
+    return tensors
 
 
 class DaliRunner:
