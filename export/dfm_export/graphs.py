@@ -194,37 +194,26 @@ class DenseMotion(nn.Module):
         driving_value: Tensor,
         driving_jacobian: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """S sources and B rows; R = B / S rows belong to each source."""
-        sources, (height, width) = small.shape[0], self.grid.shape[:2]  # len() would be a constant
-        driving = driving_value.reshape(sources, -1, self.maps - 1, 2)  # (S, R, K, 2)
-        source = source_value[:, None]  # (S, 1, K, 2)
-        offset = self.grid - driving[..., None, None, :]  # (S, R, K, h, w, 2)
+        """S sources and B rows to deformation (B, h, w, 2) and occlusion map (B, 1, h, w)."""
+        rows, height = driving_value.shape[0], self.grid.shape[0]
+        source = _per_row(source_value, rows)[..., None, None, :]  # (B, K, 1, 1, 2)
+        offset = self.grid - driving_value[..., None, None, :]  # (B, K, h, w, 2)
         moved_by = offset
         if source_jacobian is not None and driving_jacobian is not None:
-            jacobian = driving_jacobian.reshape(sources, -1, self.maps - 1, 2, 2)
-            affine = product_2x2(source_jacobian[:, None], inverse_2x2(jacobian))
-            affine = affine[..., None, None, :, :]  # (S, R, K, 1, 1, 2, 2)
+            affine = product_2x2(_per_row(source_jacobian, rows), inverse_2x2(driving_jacobian))
+            affine = affine[..., None, None, :, :]  # (B, K, 1, 1, 2, 2)
             moved_by = affine[..., 0] * offset[..., :1] + affine[..., 1] * offset[..., 1:]
-        motions = moved_by + source[..., None, None, :]
-        background = self.grid + torch.zeros_like(motions[:, :, :1])
-        motions = torch.cat([background, motions], dim=2)  # (S, R, K+1, h, w, 2)
+        motions = moved_by + source
+        background = self.grid + torch.zeros_like(motions[:, :1])
+        motions = torch.cat([background, motions], dim=1)  # (B, K+1, h, w, 2)
 
-        heat = self._bumps(offset) - self._bumps(self.grid - source[..., None, None, :])
-        heat = torch.cat([torch.zeros_like(heat[:, :, :1]), heat], dim=2)  # (S, R, K+1, h, w)
-        rows = motions.reshape(sources, -1, width, 2)  # of all R (K+1) motions of a source
-        moved = sample(small, rows, align_corners=self.align_corners)  # (S, 3, R (K+1) h, w)
-        moved = moved.reshape(sources, small.shape[1], -1, height, width).transpose(1, 2)
-        x = torch.cat(
-            [
-                heat.reshape(-1, self.maps, 1, height, width),
-                moved.reshape(-1, self.maps, small.shape[1], height, width),
-            ],
-            dim=2,
-        )
-        heads = self.net(x.flatten(1, 2))  # (B, K+1 or K+2, h, w)
+        heat = self._bumps(offset) - self._bumps(self.grid - source)  # (B, K, h, w)
+        heat = torch.cat([torch.zeros_like(heat[:, :1]), heat], dim=1)[:, :, None]
+        moved = _sample_rows(small, motions.flatten(1, 2), align_corners=self.align_corners)
+        moved = moved.unflatten(2, (self.maps, height)).transpose(1, 2)  # (B, K+1, 3, h, w)
+        heads = self.net(torch.cat([heat, moved], dim=2).flatten(1, 2))  # (B, K+1 or K+2, h, w)
         mask = torch.softmax(heads[:, : self.maps], dim=1)
-        motions = motions.reshape(-1, self.maps, height, width, 2)
-        deformation = (motions * mask[..., None]).sum(dim=1)  # (B, h, w, 2)
+        deformation = (motions * mask[..., None]).sum(dim=1)
         occlusion_map = torch.sigmoid(heads[:, self.maps :]) if self.has_occlusion else None
         return deformation, occlusion_map
 
@@ -244,11 +233,9 @@ class Render(nn.Module):
 
     def forward(self, encoded: Tensor, deformation: Tensor, occlusion_map: Tensor | None) -> Tensor:
         """S sources and B rows to (B, 3, H, W)."""
-        sources, channels, height, width = encoded.shape
-        grid = resize_grid(deformation, height, width).reshape(sources, -1, width, 2)
-        x = sample(encoded, grid, align_corners=self.align_corners)  # (S, C, R h, w)
-        x = x.reshape(sources, channels, -1, height, width).transpose(1, 2)
-        x = x.reshape(-1, channels, height, width)  # (B, C, h, w)
+        height, width = encoded.shape[2:]
+        grid = resize_grid(deformation, height, width)
+        x = _sample_rows(encoded, grid, align_corners=self.align_corners)  # (B, C, h, w)
         if occlusion_map is not None:
             x = x * resize(occlusion_map, height, width)
         return torch.sigmoid(self.net(x))
@@ -346,6 +333,26 @@ def _check_kind(plan: Plan, kind: Kind) -> None:
     """Refuse a plan that is for other networks."""
     if plan.kind != kind:
         raise UsageError(f"plan {plan.name} is for a {plan.kind}, not for a {kind}")
+
+
+def _per_row(of_sources: Tensor, rows: int) -> Tensor:
+    """(S, ...) to (B, ...): small tensors alone, for it may copy."""
+    sources = of_sources.shape[0]  # len() would be a constant
+    each = of_sources[:, None].expand(sources, rows // sources, *of_sources.shape[1:])
+    return each.reshape(rows, *of_sources.shape[1:])
+
+
+def _sample_rows(images: Tensor, grid: Tensor, *, align_corners: bool) -> Tensor:
+    """Sample (S, C, h, w) by (B, y, x, 2) to (B, C, y, x), B / S rows from each image.
+
+    Rows of one image are put below each other into one grid, so that the image is not copied.
+    """
+    sources, channels = images.shape[:2]
+    rows, height, width = grid.shape[:3]
+    grid = grid.reshape(sources, -1, width, 2)
+    found = sample(images, grid, align_corners=align_corners)  # (S, C, B/S y, x)
+    found = found.reshape(sources, channels, -1, height, width).transpose(1, 2)
+    return found.reshape(rows, channels, height, width)
 
 
 def _unpack(keypoints: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
