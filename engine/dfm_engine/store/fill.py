@@ -148,7 +148,7 @@ def run_prepare(
             sampler=sampler,
             workers=workers,
             limits=limits or Limits(),
-            stop=stop or StopRequest(),
+            stop=StopRequest() if stop is None else stop,  # an unset one is false
             progress=progress,
         )
 
