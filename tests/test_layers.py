@@ -44,6 +44,8 @@ LIGHT = (
     "dfm_engine.report",
     "dfm_engine.sources",
     "dfm_engine.split",
+    "dfm_engine.store.fill",
+    "dfm_engine.store.pyav_worker",
 )
 
 
