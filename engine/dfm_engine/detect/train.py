@@ -378,15 +378,16 @@ def prepare_net(
 def _repeatable(device: torch.device, deterministic: bool) -> Iterator[None]:
     """The global generator restored behind the block; on a GPU, algorithms as the recipe wants."""
     on_gpu = device.type == "cuda"
-    if on_gpu and deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
     flags = torch.backends.cudnn.flags(
         enabled=True, benchmark=on_gpu and not deterministic, deterministic=deterministic
     )
-    devices = [device] if on_gpu else []
-    with torch.random.fork_rng(devices=devices), flags:
-        torch.use_deterministic_algorithms(on_gpu and deterministic, warn_only=True)
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), flags:
+        if not (on_gpu and deterministic):
+            yield
+            return
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
         finally:
