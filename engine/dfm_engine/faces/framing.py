@@ -180,8 +180,11 @@ def look_at_clip(
     faces: Faces,
     clips: Clips,
     reader: FrameReader | None = None,
+    must_move: bool = True,
 ) -> Seen:
     """The first pass: find the subject of a clip and check that it stays one moving person.
+
+    A clip that stands still is refused unless `must_move` is false.
 
     Raises:
         MediaError: the file does not decode.
@@ -198,7 +201,7 @@ def look_at_clip(
     found = [look for look, face in enumerate(chosen) if face is not None]
     thumbnails = [looks.thumbnails[look][id(chosen[look])] for look in found]
     check_one_person(thumbnails, [looks.frames[look] for look in found], path=clip.path)
-    if not clip.is_still:
+    if must_move and not clip.is_still:
         check_motion(thumbnails, path=clip.path)
     first = int(np.flatnonzero(track.found)[0])
     height, width = looks.size

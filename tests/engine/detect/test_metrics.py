@@ -38,7 +38,7 @@ def scored(draw: st.DrawFn, weighted: bool = False):
 
 
 @given(scored(weighted=True))
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_metrics_agree_with_scikit_learn_with_ties_and_weights(case) -> None:
     p, y, w = case
     found = measure(p, y, weights=w)
@@ -59,7 +59,7 @@ def test_metrics_agree_with_scikit_learn_with_ties_and_weights(case) -> None:
 
 
 @given(scored())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_real_as_the_positive_class_is_fake_with_everything_turned_round(case) -> None:
     p, y = case
     real = measure(p, y, positive="real")
@@ -71,7 +71,7 @@ def test_real_as_the_positive_class_is_fake_with_everything_turned_round(case) -
 
 
 @given(scored())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_the_equal_error_rate_lies_on_the_roc_curve_where_both_errors_are_equal(case) -> None:
     p, y = case
     eer = measure(p, y).eer
@@ -96,7 +96,7 @@ def test_the_equal_error_rate_is_interpolated() -> None:
 
 
 @given(scored())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_the_best_threshold_reaches_what_it_promises_and_no_score_does_better(case) -> None:
     p, y = case
     found = measure(p, y)
@@ -118,7 +118,7 @@ def test_the_rate_at_a_false_positive_rate_is_never_bought_with_more_false_posit
 
 
 @given(scored())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_the_calibration_error_is_the_mean_gap_of_its_bins(case) -> None:
     p, y = case
     mean, share, count = reliability(p, y)
