@@ -11,9 +11,10 @@ from torch.utils.flop_counter import flop_registry
 
 from dfm_bench.measure import Row, clock_for, measure
 
-__all__ = ["count_flops", "measure_matrix_product"]
+__all__ = ["count_flops", "measure_copy", "measure_matrix_product"]
 
 SIDES = {"cpu": 1024, "cuda": 4096}  # of the matrices: large enough to reach the rate
+COPIED_BYTES = {"cpu": 2**26, "cuda": 2**29}  # more than any cache holds
 
 
 def measure_matrix_product(
@@ -36,6 +37,24 @@ def measure_matrix_product(
         unit="GFLOP/s",
         shape=(side, side),
         dtype=str(dtype).removeprefix("torch."),
+        device=device.type,
+        command=command,
+    )
+
+
+def measure_copy(device: torch.device, *, repeats: int, command: str = "") -> Row:
+    """The rate of one large copy, in GB/s read and written: the ceiling of a pass over data."""
+    size = COPIED_BYTES[device.type]
+    pairs = [torch.zeros(2, size, device=device, dtype=torch.uint8) for _ in range(2)]
+    timings = measure(
+        {"": lambda pair: pair[1].copy_(pair[0])}, pairs, repeats=repeats, clock=clock_for(device)
+    )
+    return Row.of(
+        "copy",
+        timings[""],
+        amount=2 * size / 1e9,
+        unit="GB/s",
+        shape=(size,),
         device=device.type,
         command=command,
     )

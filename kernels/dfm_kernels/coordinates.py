@@ -110,7 +110,8 @@ def affine_motions(kp_source: Keypoints, kp_driving: Keypoints, height: int, wid
         # Two products and a sum: eight times as fast on a CPU as multiply and reduce, same bits.
         offset = columns[0] * offset[..., :1] + columns[1] * offset[..., 1:]
     motions = offset + kp_source.value[:, :, None, None]
-    return torch.cat([grid.expand(len(motions), 1, -1, -1, -1), motions], dim=1)
+    # No len() anywhere: it would fix the batch of a traced program.
+    return torch.cat([grid.expand(motions.shape[0], 1, -1, -1, -1), motions], dim=1)
 
 
 def sample(images: Tensor, grid: Tensor, *, align_corners: bool) -> Tensor:

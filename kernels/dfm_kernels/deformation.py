@@ -29,11 +29,11 @@ from dfm_kernels.coordinates import (
     widened,
 )
 from dfm_kernels.dispatch import (
-    INTERPRETED,
     Traffic,
     blocks,
     is_channels_last,
     jit,
+    launches_on,
     like_layout,
     on_device_of,
     runs_kernel,
@@ -43,7 +43,9 @@ from dfm_kernels.dispatch import (
 
 __all__ = ["MixedMotions", "mix_motions", "mix_motions_reference", "mix_motions_traffic"]
 
-BLOCK_P = 128  # pixels of a program, which holds all K + 1 motions of each. Not yet tuned on a GPU.
+# Pixels of a program, which holds all K + 1 motions of each: 44 registers, 83 for 128 (sm_90). Not
+# yet tuned on a GPU.
+BLOCK_P = 32
 
 
 class MixedMotions(NamedTuple):
@@ -184,8 +186,8 @@ def mix_motions(
             f"mix_motions: the mask's logits must be (B, K+1, H, W) matching keypoints "
             f"{tuple(kp_source.value.shape)}, got {tuple(mask_logits.shape)}"
         )
-    check_keypoints("mix_motions", kp_source, kp_driving, len(mask_logits))
-    wanted = (len(mask_logits), 1, *mask_logits.shape[2:])
+    check_keypoints("mix_motions", kp_source, kp_driving, mask_logits.shape[0])
+    wanted = (mask_logits.shape[0], 1, *mask_logits.shape[2:])
     if occlusion_logits is not None and occlusion_logits.shape != wanted:
         raise ValueError(
             f"mix_motions: the occlusion's logits must be {wanted}, got "
@@ -223,9 +225,11 @@ def _mix_motions(
     driving_jacobian: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kp_source, kp_driving = Points(source, source_jacobian), Points(driving, driving_jacobian)
-    if mask_logits.is_cuda or INTERPRETED:
+    if launches_on(mask_logits):
         return _launch(mask_logits, occlusion_logits, kp_source, kp_driving)
-    return _plain(mask_logits, occlusion_logits, kp_source, kp_driving)
+    outputs = _plain(mask_logits, occlusion_logits, kp_source, kp_driving)
+    unwritten = _unwritten(mask_logits, occlusion_logits, outputs[1].dtype)
+    return outputs[0], unwritten[1].copy_(outputs[1]), outputs[2]
 
 
 @_mix_motions.register_fake

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ __all__ = [
     "blocks",
     "is_channels_last",
     "jit",
+    "launches_on",
+    "launching_anywhere",
     "like_layout",
     "on_device_of",
     "runs_kernel",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_launches_anywhere = INTERPRETED
 
 STANDARD_FORMS: dict[Any, Callable[..., Any]] = {}
 """Operator to a function of the same arguments in plain torch, as `run_decompositions` wants it."""
@@ -78,6 +81,22 @@ def standard_form(operator: Any) -> Callable[[Callable[..., Any]], Callable[...,
     return enter
 
 
+def launches_on(tensor: Tensor) -> bool:
+    """Whether a kernel can be launched for this tensor."""
+    return tensor.is_cuda or _launches_anywhere
+
+
+@contextlib.contextmanager
+def launching_anywhere() -> Iterator[None]:
+    """Inside, kernels are launched for tensors on any device: for whoever catches the launches."""
+    global _launches_anywhere
+    before, _launches_anywhere = _launches_anywhere, True
+    try:
+        yield
+    finally:
+        _launches_anywhere = before
+
+
 def runs_kernel(*tensors: Tensor | None, has_backward: bool = False) -> bool:
     """Whether the kernel of an operator computes this call.
 
@@ -86,7 +105,7 @@ def runs_kernel(*tensors: Tensor | None, has_backward: bool = False) -> bool:
         has_backward: whether the kernel serves a call that needs gradients.
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    if triton is None or not (INTERPRETED or given[0].is_cuda) or torch.onnx.is_in_onnx_export():
+    if triton is None or not launches_on(given[0]) or torch.onnx.is_in_onnx_export():
         return False
     if any(tensor.dtype == torch.float64 for tensor in given):
         return False

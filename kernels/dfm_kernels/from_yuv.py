@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from dfm_kernels.crop import Taps, crop_reference, crop_taps
 from dfm_kernels.dispatch import (
-    INTERPRETED,
     Traffic,
     blocks,
     jit,
+    launches_on,
     on_device_of,
     runs_kernel,
     standard_form,
@@ -246,9 +246,9 @@ def _yuv_to_rgb(
     channels_last: bool,
     planes: str,
 ) -> Tensor:
-    if not (frames.is_cuda or INTERPRETED):
+    if not launches_on(frames):
         return _by_taps(frames, taps, mean, std, dtype, channels_last, planes)
-    rows, height, width = len(frames), frames.shape[1] * 2 // 3, frames.shape[2]
+    rows, height, width = frames.shape[0], frames.shape[1] * 2 // 3, frames.shape[2]
     side = _side_of(frames, taps)
     first_y, weight_y, first_x, weight_x = taps or [frames] * 4
     is_bytes = dtype == torch.uint8
@@ -313,7 +313,7 @@ def _by_taps(
 
 def _full_colours(frames: Tensor, planes: Planes, dtype: torch.dtype) -> Tensor:
     """(B, H * 3 // 2, W) to (B, H, W, 3) RGB, clamped to 0 .. 255, not rounded."""
-    rows, height, width = len(frames), frames.shape[1] * 2 // 3, frames.shape[2]
+    rows, height, width = frames.shape[0], frames.shape[1] * 2 // 3, frames.shape[2]
     halves = frames[:, height:].to(dtype)
     if planes == "nv12":
         chroma = halves.reshape(rows, height // 2, width // 2, 2).permute(0, 3, 1, 2)
@@ -348,9 +348,9 @@ def _unwritten(
     frames: Tensor, side: tuple[int, int], dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
     if dtype == torch.uint8:
-        return frames.new_empty((len(frames), *side, 3))
+        return frames.new_empty((frames.shape[0], *side, 3))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (len(frames), 3, *side)
+    shape = (frames.shape[0], 3, *side)
     return torch.empty(shape, dtype=dtype, device=frames.device, memory_format=layout)
 
 
@@ -369,7 +369,7 @@ def _side(size: int | tuple[int, int] | None) -> tuple[int, int]:
 
 def _taps(frames: Tensor, boxes: Tensor, side: tuple[int, int]) -> list[Tensor]:
     """`first` and `weight` of the rows, then of the columns, on the device of the frames."""
-    rows, height, width = len(frames), frames.shape[1] * 2 // 3, frames.shape[2]
+    rows, height, width = frames.shape[0], frames.shape[1] * 2 // 3, frames.shape[2]
     table = boxes.to(torch.float64)
     table = table.expand(rows, 4) if boxes.shape == (4,) else table
     is_box = table.shape == (rows, 4) and bool(

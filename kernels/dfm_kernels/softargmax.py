@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dfm_kernels.coordinates import coordinate_grid, grid_position
 from dfm_kernels.dispatch import (
-    INTERPRETED,
     Traffic,
     jit,
+    launches_on,
     on_device_of,
     runs_kernel,
     standard_form,
@@ -167,7 +167,7 @@ def soft_argmax_traffic(
 def _soft_argmax(
     logits: Tensor, jacobian_map: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    if logits.is_cuda or INTERPRETED:
+    if launches_on(logits):
         return _launch(logits, jacobian_map, temperature)
     return _plain(logits, jacobian_map, temperature)
 

@@ -33,11 +33,11 @@ from dfm_kernels.coordinates import (
     widened,
 )
 from dfm_kernels.dispatch import (
-    INTERPRETED,
     Traffic,
     blocks,
     is_channels_last,
     jit,
+    launches_on,
     like_layout,
     on_device_of,
     runs_kernel,
@@ -48,8 +48,9 @@ from dfm_kernels.dispatch import (
 __all__ = ["sparse_motion", "sparse_motion_reference", "sparse_motion_traffic"]
 
 # (pixels, channels) of a program, for channels last and first. 64 covers the 44 channels of the
-# published models, so that a pixel is written whole. Not yet tuned on a GPU.
-TILES = {True: (32, 64), False: (128, 8)}
+# published models, so that a pixel is written whole. Four values a thread need 56 registers, 16
+# need 168 (sm_90), too many to hide a gather behind other programs. Not yet tuned on a GPU.
+TILES = {True: (8, 64), False: (64, 8)}
 
 
 def sparse_motion_reference(
@@ -177,7 +178,7 @@ def sparse_motion(
             f"sparse_motion: the small source must be float (B, C, h, w), got {small.dtype} "
             f"{tuple(small.shape)}"
         )
-    check_keypoints("sparse_motion", kp_source, kp_driving, len(small))
+    check_keypoints("sparse_motion", kp_source, kp_driving, small.shape[0])
     source, driving = Points(kp_source.value, kp_source.jacobian), kp_driving
     if runs_kernel(small, *source, driving.value, driving.jacobian):
         return torch.ops.dfm.sparse_motion(
@@ -215,7 +216,7 @@ def _sparse_motion(
     align_corners: bool,
 ) -> Tensor:
     kp_source, kp_driving = Points(source, source_jacobian), Points(driving, driving_jacobian)
-    if small.is_cuda or INTERPRETED:
+    if launches_on(small):
         return _launch(small, kp_source, kp_driving, variance, align_corners)
     out = sparse_motion_reference(
         small, kp_source, kp_driving, variance=variance, align_corners=align_corners

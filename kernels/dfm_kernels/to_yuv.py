@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from dfm_kernels.dispatch import (
-    INTERPRETED,
     Traffic,
     blocks,
     jit,
+    launches_on,
     on_device_of,
     runs_kernel,
     standard_form,
@@ -59,7 +59,7 @@ def rgb_to_yuv_reference(images: Tensor, *, planes: Planes = "i420") -> Tensor:
     ]
     stacked = torch.stack(chroma, dim=1 if planes == "i420" else -1)
     width = images.shape[2]
-    below = stacked.reshape(len(images), images.shape[1] // 2, width)
+    below = stacked.reshape(images.shape[0], images.shape[1] // 2, width)
     return torch.cat([luma, below], dim=1).to(torch.uint8)
 
 
@@ -169,7 +169,7 @@ def rgb_to_yuv_traffic(rows: int, height: int, width: int, *, element_bytes: int
 
 @torch.library.custom_op("dfm::rgb_to_yuv", mutates_args=())
 def _rgb_to_yuv(images: Tensor, planes: str) -> Tensor:
-    if not (images.is_cuda or INTERPRETED):
+    if not launches_on(images):
         return rgb_to_yuv_reference(images, planes="nv12" if planes == "nv12" else "i420")
     is_bytes = images.dtype == torch.uint8
     maps = images.permute(0, 3, 1, 2) if is_bytes else images

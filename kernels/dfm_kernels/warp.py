@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dfm_kernels.coordinates import lower_corner, read_corner, sample, to_pixels
 from dfm_kernels.dispatch import (
-    INTERPRETED,
     Traffic,
     blocks,
     is_channels_last,
     jit,
+    launches_on,
     like_layout,
     on_device_of,
     runs_kernel,
@@ -32,9 +32,9 @@ from dfm_kernels.warp_backward import warp_backward
 
 __all__ = ["warp", "warp_reference", "warp_traffic"]
 
-# (pixels, channels) of a program, for channels last and first. The fast side fills a warp's reads;
-# 1024 values over 128 threads leave registers for four corners. Not yet tuned on a GPU.
-TILES = {True: (16, 64), False: (128, 8)}
+# (pixels, channels) of a program, for channels last and first. Channels last, a corner is read 128
+# bits at a time, in 32 registers (sm_90, float16). Not yet tuned on a GPU.
+TILES = {True: (16, 64), False: (64, 8)}
 
 
 def warp_reference(
@@ -153,7 +153,7 @@ def warp_traffic(
 def _warp(
     features: Tensor, deformation: Tensor, occlusion_map: Tensor | None, align_corners: bool
 ) -> Tensor:
-    if not (features.is_cuda or INTERPRETED):
+    if not launches_on(features):
         out = warp_reference(features, deformation, occlusion_map, align_corners=align_corners)
         return like_layout(features, tuple(out.shape), out.dtype).copy_(out)
     return _launch(features, deformation, occlusion_map, align_corners)
@@ -201,7 +201,7 @@ def _check(features: Tensor, deformation: Tensor, occlusion_map: Tensor | None) 
             f"warp: features must be float (B, C, H, W), got {features.dtype} "
             f"{tuple(features.shape)}"
         )
-    rows, sizes = len(features), deformation.shape[1:3]
+    rows, sizes = features.shape[0], deformation.shape[1:3]
     if deformation.ndim != 4 or deformation.shape[::3] != (rows, 2):
         raise ValueError(
             f"warp: deformation must be (B, h, w, 2) matching features {tuple(features.shape)}, "

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dfm_kernels.coordinates import lower_corner, read_corner, sample, to_pixels
 from dfm_kernels.dispatch import (
-    INTERPRETED,
     Traffic,
     blocks,
     is_channels_last,
     jit,
+    launches_on,
     like_layout,
     on_device_of,
     tl,
@@ -38,20 +38,21 @@ def warp_backward_reference(
     *,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By autograd through grid_sample; the last is empty without an occlusion map."""
-    given = [features, deformation] + ([] if occlusion_map is None else [occlusion_map])
+    """As `warp_backward`, in torch; half precision is computed in float32."""
     compute = torch.promote_types(features.dtype, deformation.dtype)
     compute = torch.promote_types(compute, torch.float32)
-    with torch.enable_grad():
-        leaves = [tensor.detach().to(compute).requires_grad_() for tensor in given]
-        out = sample(leaves[0], leaves[1], align_corners=align_corners)
-        for shown in leaves[2:]:
-            out = out * shown
-        found = torch.autograd.grad(out, leaves, gradient.to(compute))
-    rounded = [g.to(t.dtype) for g, t in zip(found, given, strict=True)]
-    to_features = like_layout(features, tuple(features.shape), features.dtype).copy_(rounded[0])
-    to_occlusion = deformation.new_empty(0) if occlusion_map is None else rounded[2].contiguous()
-    return to_features, rounded[1].contiguous(), to_occlusion
+    given, maps, grid = gradient.to(compute), features.to(compute), deformation.to(compute)
+    to_occlusion = deformation.new_empty(0)
+    if occlusion_map is not None:
+        moved = sample(maps, grid, align_corners=align_corners)
+        to_occlusion = (given * moved).sum(dim=1, keepdim=True).to(occlusion_map.dtype)
+        given = given * occlusion_map.to(compute)
+    bilinear, zeros = 0, 0
+    to_maps, to_grid = torch.ops.aten.grid_sampler_2d_backward(
+        given, maps, grid, bilinear, zeros, align_corners, [True, True]
+    )
+    to_features = like_layout(features, tuple(features.shape), features.dtype).copy_(to_maps)
+    return to_features, to_grid.to(deformation.dtype), to_occlusion
 
 
 @jit
@@ -167,7 +168,7 @@ def warp_backward(
     Returns:
         Like `features`, `deformation` and `occlusion_map`; the last empty without one.
     """
-    if not (features.is_cuda or INTERPRETED) or _must_repeat():
+    if not launches_on(features) or _must_repeat():
         return warp_backward_reference(
             gradient, features, deformation, occlusion_map, align_corners=align_corners
         )
@@ -215,7 +216,7 @@ def warp_backward_traffic(
 def _must_repeat() -> bool:
     """Whether torch was told to raise rather than to compute in varying order."""
     is_warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    return torch.are_deterministic_algorithms_enabled() and not (is_warning or INTERPRETED)
+    return torch.are_deterministic_algorithms_enabled() and not is_warning
 
 
 def _launch(
@@ -228,7 +229,7 @@ def _launch(
     wants_positions: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, channels, height, width = features.shape
-    rows = len(features)
+    rows = features.shape[0]
     pixels = deformation.shape[1] * deformation.shape[2]
     is_last = is_channels_last(features)
     layout = torch.channels_last if is_last else torch.contiguous_format

@@ -1,0 +1,62 @@
+"""The kernels compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="this torch comes without triton")
+
+from dfm_bench.kernel_cases import KernelCase, kernel_cases
+from dfm_kernels.ahead import compiling_for
+from dfm_kernels.dispatch import INTERPRETED, launches_on
+from dfm_kernels.warp import warp
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
+
+KERNELS = {
+    *("_soft_argmax_kernel", "_sparse_motion_kernel", "_mix_motions_kernel", "_warp_kernel"),
+    *("_warp_backward_kernel", "_rgb_to_yuv_kernel", "_yuv_to_rgb_kernel"),
+}
+
+
+def launch(case: KernelCase) -> None:
+    with torch.no_grad():
+        case.ours(*case.draw(0))
+
+
+def test_a_kernel_compiles_without_a_gpu_and_runs_nothing() -> None:
+    features = torch.zeros(2, 64, 8, 8, dtype=torch.float16).to(memory_format=torch.channels_last)
+    grid = torch.zeros(2, 8, 8, 2)
+    with compiling_for(90) as compiled:
+        assert launches_on(features)
+        for _ in range(2):  # the second time it is known
+            warp(features, grid, None, align_corners=True)
+    assert not launches_on(features)
+    (kernel,) = compiled
+    assert (kernel.name, kernel.target) == ("_warp_kernel", "sm_90a")
+    # Channels last is worth its name: a corner's channels come 128 bits at a time.
+    assert re.search(r"ld\.global\.v4\.b32", kernel.ptx)
+    assert re.search(r"st\.global\.v4\.b32", kernel.ptx)
+    assert (0 < kernel.registers <= 64, kernel.spilled_bytes, kernel.shared_bytes) == (True, 0, 0)
+    assert torch.equal(warp(features, grid, None, align_corners=True), features * 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_every_kernel_compiles_for_production_without_spilling(architecture: int) -> None:
+    with compiling_for(architecture) as found:
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            for case in kernel_cases(2, device="cpu", dtype=dtype):
+                launch(case)
+    assert {kernel.name for kernel in found} == KERNELS
+    # Two yuv_to_rgb (whole, cropped) and six others, in three types.
+    assert len(found) == 3 * 8
+    for kernel in found:
+        assert kernel.target.startswith(f"sm_{architecture}")
+        # 80 registers leave room for 6 programs of 128 threads on a multiprocessor, 128 for 4.
+        limit = 128 if kernel.name == "_warp_backward_kernel" else 80
+        assert kernel.registers <= limit, f"{kernel.name}: {kernel.registers} registers"
+        assert kernel.spilled_bytes == 0, kernel.name

@@ -1,0 +1,43 @@
+"""The kernels run here too: interpreted by Triton on a CPU, natively on a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PARITY = Path(__file__).with_name("kernel_parity.py")
+TESTS = 55  # of them; fewer means that some were not found
+
+
+def run_parity(**environment: str) -> str:
+    """The parity tests in a process of their own: Triton decides at import how it runs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PARITY)],
+        env={**os.environ, **environment},
+        cwd=PARITY.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def passed(output: str) -> int:
+    found = re.findall(r"(\d+) passed", output)
+    assert "skipped" not in output
+    return int(found[-1])
+
+
+def test_interpreted_kernels_agree_with_their_references() -> None:
+    pytest.importorskip("triton", reason="this torch comes without triton")
+    assert passed(run_parity(TRITON_INTERPRET="1")) >= TESTS
+
+
+@pytest.mark.gpu
+def test_native_kernels_agree_with_their_references() -> None:
+    assert passed(run_parity(TRITON_INTERPRET="0", DFM_KERNEL_DEVICE="cuda")) >= TESTS
