@@ -92,8 +92,8 @@ class PrepareSummary:
         return 3 if self.problem else 0
 
     def print(self) -> None:
-        """Tell a person, on stderr."""
-        lines = [f"warning: {warning}" for warning in self.warnings]
+        """Tell a person, on stderr; warnings were said when the clips were listed."""
+        lines: list[str] = []
         counts = (
             _counts(counts)
             for counts in (self.per_label, self.per_quality, self.per_split)
@@ -101,7 +101,7 @@ class PrepareSummary:
         )
         lines.append(
             f"{self.clips} clips ({'; '.join(counts)}), {self.rows} frames, "
-            f"{self.size_bytes / 1e9:.2f} GB; {self.made_rows} frames stored by this run in "
+            f"{_size(self.size_bytes)}; {self.made_rows} frames stored by this run in "
             f"{self.seconds:.0f} s"
         )
         if self.shorter:
@@ -133,6 +133,10 @@ class PrepareSummary:
             "problem": self.problem,
             "exit_code": self.exit_code,
         }
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
