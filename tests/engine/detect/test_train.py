@@ -465,7 +465,7 @@ def test_a_missing_recipe_is_answered_with_the_shipped_ones(store: Store, tmp_pa
 
 FORKS = """
 import os, random, signal, sys, time
-import torch
+import matplotlib.pyplot, torch, torch._dynamo  # what every child would import anew
 torch.set_num_threads(1)
 from dfm_engine.detect.train import run_train_detector
 
