@@ -88,12 +88,14 @@ def expected_of(artifact: Artifact, graph: ExportedGraph) -> Expected:
     """What TensorRT's parser must make of a graph."""
     plan = plan_of(artifact.kind, artifact.precision)
     dtype = plan.dtype_of(graph.name)
+    low = dtype if dtype in ("float16", "bfloat16") else None
     return Expected(
         spec=graph.spec,
         align_corners=artifact.align_corners if graph.grid_samples else None,
         grid_samples=graph.grid_samples,
-        low=None if dtype not in ("float16", "bfloat16") else dtype,
+        low=low,
         has_islands=artifact.kind == "fomm",
+        low_tensors=graph.census.get(low, 0) if low else 0,
     )
 
 

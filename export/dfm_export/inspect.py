@@ -55,6 +55,8 @@ class Expected:
         grid_samples: how many; None: any number.
         low: the 16-bit type that convolutions compute in; None: not one tensor may be 16-bit.
         has_islands: sampling, softmax, sigmoid and jacobians stay float32 beside `low`.
+        low_tensors: how many the ONNX file makes of the 16-bit type. The parser may add some, it
+            must not lose one; tensorrt-rtx 1.7 has exactly as many for every network here.
     """
 
     spec: GraphSpec
@@ -62,6 +64,7 @@ class Expected:
     grid_samples: int | None = None
     low: Low | None = None
     has_islands: bool = False
+    low_tensors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +199,9 @@ def _wrong_types(layers: list[_Layer], expected: Expected) -> Iterator[str]:
         yield (
             f"{len(kept)} of {len(convolutions)} convolutions are not {wanted}: the plan was lost"
         )
+    found = sum(layer.outputs.count(wanted) for layer in layers)
+    if found < expected.low_tensors:
+        yield f"{found} tensors are {wanted}, the ONNX file has {expected.low_tensors}"
     for layer in layers:
         if other in layer.types:
             yield f"{layer.kind} {layer.name!r} is {other}, the plan has {wanted}"

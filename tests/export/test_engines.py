@@ -112,10 +112,9 @@ def test_what_is_expected_follows_the_plan(artifact: Artifact) -> None:
     plain = expected_of(artifact, graph)
     assert (plain.align_corners, plain.grid_samples, plain.low) == (True, 1, None)
     mixed = dataclasses.replace(artifact, precision="fp16_islands")
-    assert (expected_of(mixed, graph).low, expected_of(mixed, graph).has_islands) == (
-        "float16",
-        True,
-    )
+    graph = dataclasses.replace(graph, census={"float16": 74, "float32": 84})
+    found = expected_of(mixed, graph)
+    assert (found.low, found.has_islands, found.low_tensors) == ("float16", True, 74)
     keypoints = dataclasses.replace(
         graph, spec=GraphSpec("keypoints", WARP.inputs, WARP.outputs), grid_samples=0
     )

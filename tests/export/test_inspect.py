@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,9 @@ from dfm_export.trt_api import TensorRtError, open_tensorrt
 pytest.importorskip("tensorrt_rtx")
 
 PLAIN = Expected(spec=WARP, align_corners=True, grid_samples=1)
-MIXED = Expected(spec=WARP, align_corners=True, grid_samples=1, low="float16", has_islands=True)
+MIXED = Expected(
+    spec=WARP, align_corners=True, grid_samples=1, low="float16", has_islands=True, low_tensors=2
+)
 
 
 def inspect(tmp_path: Path, expected: Expected, **wrong: Any) -> NetworkFacts:
@@ -47,6 +50,11 @@ def test_a_right_graph_passes_with_its_census(tmp_path: Path) -> None:
         (PLAIN, {"input_name": "picture"}, "'image' is absent, specified is FLOAT"),
         (MIXED, {"half_conv": True, "half_grid": True}, "HALF: a float32 island was lost"),
         (MIXED, {}, "1 of 1 convolutions are not HALF: the plan was lost"),
+        (
+            dataclasses.replace(MIXED, low_tensors=3),
+            {"half_conv": True},
+            "2 tensors are HALF, the ONNX file has 3",
+        ),
         (Expected(spec=WARP), {}, "this graph must have none"),
         (Expected(spec=WARP, align_corners=True, grid_samples=2), {}, "1 GridSample, must be 2"),
         (Expected(spec=WARP, align_corners=True, low="bfloat16"), {"half_conv": True}, "has BF16"),
