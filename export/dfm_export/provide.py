@@ -27,8 +27,11 @@ from dfm_engine.errors import InputError, UsageError
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.machine import cache_folder, installed
 from dfm_export.artifact import Artifact, open_artifact
+from dfm_export.detector_runner import DetectorGraphRunner
 from dfm_export.models import Opening, choose_backend, open_detector_runner, open_fomm_runner
 from dfm_export.precision import Kind, Plan, plan_of
+from dfm_export.runners import GraphRunner
+from dfm_export.specs import GraphSpec
 from dfm_export.to_tensorrt import BuildSettings, Profile
 
 __all__ = ["ExportCache", "provide_detector", "provide_fomm"]
@@ -71,7 +74,7 @@ def provide_fomm(
     """
     chosen = choose_backend(backend, device, say=say)
     if chosen == "torch":
-        _refuse_folder(exported)
+        _refuse_folder(exported, chosen)
         return None
     if exported is None:
         artifact = (cache or ExportCache()).fomm(fomm, plan_of("fomm", "fp32"), say=say)
@@ -102,7 +105,7 @@ def provide_detector(
 
     Args:
         detector: as loaded, in float32 on the CPU; torch takes it over.
-        backend: see `provide_fomm`.
+        backend: see `provide_fomm`; or torch-tensorrt, see `torch_tensorrt_graph`.
         device: likewise.
         exported: a folder of `dfm-engine export detector`; None: export into the cache.
         batch_size: see `provide_fomm`.
@@ -113,9 +116,12 @@ def provide_detector(
         UsageError: as `provide_fomm`.
         DfmError: likewise.
     """
+    if backend == "torch-tensorrt":
+        _refuse_folder(exported, backend)
+        return _torch_tensorrt(detector, device, say)
     chosen = choose_backend(backend, device, say=say)
     if chosen == "torch":
-        _refuse_folder(exported)
+        _refuse_folder(exported, chosen)
         return TorchDetectorRunner(detector, device)
     if exported is None:
         artifact = (cache or ExportCache()).detector(detector, plan_of("detector", "fp32"), say=say)
@@ -194,9 +200,25 @@ def _opening(backend: str, device: str, batch_size: int) -> Opening:
     return Opening(backend=backend, device=device, settings=BuildSettings(profile=profile))
 
 
-def _refuse_folder(exported: Path | None) -> None:
+def _torch_tensorrt(detector: ForgeryDetector, device: str, say: Said) -> DetectorRunner:
+    from dfm_export.graphs import detector_graph
+    from dfm_export.torch_tensorrt_graph import UNRUN
+
+    say(UNRUN)
+    module = detector_graph(detector, plan_of("detector", "fp32"))
+    graph = _open_torch_tensorrt(module, module.spec, device)
+    return DetectorGraphRunner(graph, detector.spec, weights_sha256=detector.weights_sha256)
+
+
+def _open_torch_tensorrt(module: Any, spec: GraphSpec, device: str) -> GraphRunner:
+    from dfm_export.torch_tensorrt_graph import TorchTensorRtGraph
+
+    return TorchTensorRtGraph(module, spec, device=device)
+
+
+def _refuse_folder(exported: Path | None, backend: str) -> None:
     if exported is not None:
-        raise UsageError(f"--exported {exported}: --backend torch runs no exported graphs")
+        raise UsageError(f"--exported {exported}: --backend {backend} runs no exported graphs")
 
 
 def _check_weights(artifact: Artifact, weights_sha256: str) -> None:

@@ -125,7 +125,7 @@ def test_torch_needs_no_export(export: FakeExport) -> None:
     assert isinstance(
         provide_detector(detector, backend="torch", device="cpu"), TorchDetectorRunner
     )
-    with pytest.raises(UsageError, match="torch runs no exported graphs"):
+    with pytest.raises(UsageError, match="--backend torch runs no exported graphs"):
         provide_fomm(make_fomm(CONFIG), backend="torch", exported=Path("x"), **HOW)
     assert not export.folders
 
