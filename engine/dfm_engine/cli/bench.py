@@ -145,6 +145,24 @@ def bench_render(
     finish(result.to_json(), as_json, result.exit_code)
 
 
+@bench_app.command("data")
+def bench_data(
+    out: Annotated[Path, typer.Option(help="Folder of the report and of the rendered clips.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Few short clips.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time the way from clips to a training; exit 5 if two loaders give different batches."""
+    from dfm_bench.data import FULL, QUICK, run_bench_data
+    from dfm_engine.machinery import pick_device
+
+    where = pick_device(device)
+    command = f"dfm-engine bench data --out DIR --device {where}{' --quick' * quick}"
+    result = run_bench_data(QUICK if quick else FULL, out=out, device=where, command=command)
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)
+
+
 @bench_app.command("compare")
 def bench_compare(
     before: Annotated[Path, typer.Argument(help="A report, the .json.")],
