@@ -135,7 +135,8 @@ def measure_detector(call: Call, cases: DetectorCases) -> dict[str, float]:
         if output == "logits":
             fake, wanted = fake_probability(value), fake_probability(truth[output])
             found["max_dp"] = _max_abs(fake, wanted)
-            found["flips"] = float(((fake > 0.5) != (wanted > 0.5)).double().mean())
+            flipped = ((fake > 0.5) != (wanted > 0.5)) | ~fake.isfinite()
+            found["flips"] = float(flipped.double().mean())
     return found
 
 
