@@ -44,7 +44,9 @@ LIGHT = (
     "dfm_engine.report",
     "dfm_engine.sources",
     "dfm_engine.split",
+    "dfm_engine.store.draws",
     "dfm_engine.store.fill",
+    "dfm_engine.store.order",
     "dfm_engine.store.pyav_worker",
 )
 

@@ -115,7 +115,8 @@ def check_modes(loaders: dict[str, Loader], workload: FeedWorkload) -> None:
     first, *others = loaders
     policy = POLICIES[TRAINED]
     feeds = {mode: _batches(loader, workload, policy) for mode, loader in loaders.items()}
-    steps = [(0, 0), (0, 1), (1, 0)]
+    last = feeds[first].steps_per_epoch - 1
+    steps = [(0, last), (1, 0)]
     wanted = [feeds[first].batch(*step) for step in steps]
     for mode in others:
         for step, batch in zip(steps, wanted, strict=True):

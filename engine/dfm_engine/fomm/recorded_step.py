@@ -55,7 +55,8 @@ class RecordedStep:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # thread_local: the thread that gathers the next batch may go on allocating
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._output = self.step(self._input)
         except RuntimeError as error:  # an operation that cannot be recorded: slower, as right
             log.warning("train  the step cannot be recorded, going on without: %s", error)

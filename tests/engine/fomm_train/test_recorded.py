@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dfm_engine.fomm.procedural_pairs import ProceduralPairs
+from dfm_engine.fomm.store_pairs import StorePairs
 from dfm_engine.fomm.train_step import TrainingStep
 
 
@@ -44,3 +45,21 @@ def test_bf16_terms_are_near_float32_terms(smoke) -> None:
         assert passed.keypoints.value.dtype == torch.float32
         totals.append(sum(float(v) for v in step.terms(batch, passed).values()))
     assert totals[1] == pytest.approx(totals[0], rel=0.02)
+
+
+@pytest.mark.gpu
+def test_a_step_is_recorded_while_the_next_batch_is_gathered(filmed, stored) -> None:
+    from dfm_engine.fomm.recorded_step import RecordedStep
+
+    device = torch.device("cuda")
+    for loader in ("device", "host"):
+        optimiser = replace(filmed.optimiser, cuda_graph=True)
+        data = replace(filmed.data, loader=loader)
+        recipe = replace(filmed, optimiser=optimiser, data=data)
+        pairs = StorePairs(recipe, stored, device=device)
+        replay = RecordedStep(TrainingStep(recipe, recipe.model, device=device))
+        for k in range(8):
+            terms = replay(pairs.batch(k, rows=2, frame_px=32, supervision=1.0))
+        assert replay._graph is not None
+        assert torch.isfinite(terms["total"])
+        pairs.close()
