@@ -10,7 +10,8 @@ one quality, since a detector may be trained on one alone:
     border        the eight outermost rings of pixels
 
 A logistic regression learns each from some people and is tested on others; the interval of its
-balanced accuracy comes from drawing people. It is flagged where the interval lies above 0.5.
+balanced accuracy comes from drawing people, and holds for all rows of the report together: its
+error is shared out over them (Bonferroni). It is flagged where the interval lies above 0.5.
 
 A flag is a question, not a verdict. Different encoder settings or a painted edge are leaks of the
 chain and must be mended. But a generator that draws smoother faces needs fewer bits for them at the
@@ -23,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from dfm_engine.audit.features import FileFeatures, read_features
 from dfm_engine.audit.logistic import cross_validated
@@ -153,7 +152,7 @@ def _test(
     metrics = measure(p, is_fake)
     count = len(set(people))
     drawn = bootstrap(
-        p, is_fake, people, replicates=REPLICATES, level=_widened(LEVEL, count, tests), seed=seed
+        p, is_fake, people, replicates=REPLICATES, level=1 - (1 - LEVEL) / tests, seed=seed
     )
     balanced, auc = drawn.get("balanced_accuracy"), drawn.get("auc")
     return AuditRow(
@@ -168,18 +167,6 @@ def _test(
         auc=metrics.auc,
         auc_interval=(auc.low, auc.high) if auc else (0.0, 1.0),
     )
-
-
-def _widened(level: float, clusters: int, tests: int) -> float:
-    """The level of a percentile interval that holds for all tests together, and for few clusters.
-
-    The error is shared out over the tests (Bonferroni), and its normal quantile replaced by that of
-    a t distribution, with the variance's n / (n - 1): Hesterberg 2015, "What teachers should know
-    about the bootstrap", section 4.2 (the "expanded percentile interval").
-    """
-    tail = (1 - level) / tests / 2
-    reach = -float(special.stdtrit(clusters - 1, tail)) * math.sqrt(clusters / (clusters - 1))
-    return 1 - 2 * float(special.ndtr(-reach))
 
 
 def _is_in_set(row: Mapping[str, Any]) -> bool:

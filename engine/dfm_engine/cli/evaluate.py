@@ -100,10 +100,12 @@ def evaluate_detector(
     from dfm_engine.store.frames import Store
 
     where = pick_device(device)
+    runner = open_detector(load_detector(model), backend=backend, device=where, exported=exported)
+    frame_store = Store.open(store)
     with Counter("evaluate", "frames") as count:
         result = run_evaluate_detector(
-            open_detector(load_detector(model), backend=backend, device=where, exported=exported),
-            Store.open(store),
+            runner,
+            frame_store,
             split=cast("Split", split),  # checked there
             quality=quality,
             frames=frames,

@@ -215,10 +215,7 @@ def _notes(videos: Videos, positive: str, replicates: int) -> list[str]:
     ]
     people = len(np.unique(videos.person))
     if people < 20:
-        notes.append(
-            f"{people} people are few to draw from: the intervals are rather too narrow than too "
-            "wide."
-        )
+        notes.append(f"{people} people are few to draw from: take the intervals as rough.")
     if negatives < 1000:
         notes.append(
             f"With {negatives} negative videos the smallest rate above 0 is {1 / negatives:.2g}: "
