@@ -19,6 +19,7 @@ import torch
 from dfmtest_detect import small_recipe
 from dfmtest_store import make_store, write_store
 
+from dfm_engine.detect.evaluate import people_trained_on
 from dfm_engine.detect.load import load_detector
 from dfm_engine.detect.models import create_detector
 from dfm_engine.detect.train import run_train_detector
@@ -320,6 +321,9 @@ def test_a_run_leaves_what_people_and_programs_read(store: Store, tmp_path: Path
         "identities": 4,
         "frames": 16,
     }
+    people = {clip.identity for clip in store.index.clips if clip.split == "train"}
+    assert people_trained_on(out) == sorted(people)
+    assert len(people) == 4
     card = (out / "model_card.md").read_text()
     assert result.weights_sha256 in card
     assert f"| mean | {result.best['val/accuracy']:.4f} |" in card
