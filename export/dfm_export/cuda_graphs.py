@@ -2,11 +2,13 @@
 
 A recorded graph reads and writes fixed addresses. So each size has tensors of its own: inputs are
 copied in, outputs out, both on the device; that costs microseconds where a launch of some hundred
-kernels costs milliseconds of the host.
+kernels costs milliseconds of the host. Each thread has graphs of its own, as it has a stream and, in
+TensorRT, a context of its own.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,25 +48,33 @@ class CudaGraphs:
         self._launch = launch
         self._device = device
         self._record = record or _record
-        self._kept: OrderedDict[tuple[tuple[int, ...], ...], _Recorded] = OrderedDict()
+        self._of_thread = threading.local()
 
     def run(self, part: Part) -> None:
         """Fill the part's outputs."""
         size = tuple(tuple(tensor.shape) for tensor in part.feeds.values())
-        recorded = self._kept.get(size)
+        kept = self.kept
+        recorded = kept.get(size)
         if recorded is None:
             recorded = self._make(part)
-            if len(self._kept) >= MOST:
-                self._kept.popitem(last=False)
-            self._kept[size] = recorded
-        self._kept.move_to_end(size)
+            if len(kept) >= MOST:
+                kept.popitem(last=False)
+            kept[size] = recorded
+        kept.move_to_end(size)
         _copy(part.feeds, recorded.part.feeds)
         recorded.replay()
         _copy(recorded.part.out, part.out)
 
     def close(self) -> None:
         """Forget all, and their memory."""
-        self._kept.clear()
+        self._of_thread = threading.local()
+
+    @property
+    def kept(self) -> OrderedDict[tuple[tuple[int, ...], ...], _Recorded]:
+        """This thread's, by the shapes of the inputs; the last used is last."""
+        if not hasattr(self._of_thread, "kept"):
+            self._of_thread.kept = OrderedDict()
+        return self._of_thread.kept
 
     def _make(self, part: Part) -> _Recorded:
         own = Part(

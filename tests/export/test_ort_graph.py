@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,4 +171,9 @@ def test_a_recorded_graph_is_replayed_with_each_calls_own_tensors() -> None:
     assert len(recorded) == 2  # once a size
     for rows in range(4, 4 + MOST):
         graphs.run(Part({"x": torch.rand(rows, 4)}, {"y": torch.empty(rows, 4)}))
-    assert len(graphs._kept) == MOST
+    assert len(graphs.kept) == MOST
+    others = []
+    thread = threading.Thread(target=lambda: others.append(dict(graphs.kept)))
+    thread.start()
+    thread.join()
+    assert others == [{}]  # tensors of one thread are never written by another
