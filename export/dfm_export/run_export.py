@@ -23,10 +23,11 @@ from dfm_engine.errors import UsageError
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.machine import installed
 from dfm_engine.machinery import load_fomm
-from dfm_export.artifact import FILE_NAME, Artifact, ExportedGraph, write_artifact
+from dfm_export.artifact import FILE_NAME, Artifact, ExportedGraph, open_artifact, write_artifact
 from dfm_export.cases import DetectorCases, FommCases
 from dfm_export.engines import EnginesResult, run_build_engines
 from dfm_export.graphs import Graph, detector_graph, fomm_graphs
+from dfm_export.int8 import quantise_graphs, wants_subpixel
 from dfm_export.parity import (
     LIMITS,
     Call,
@@ -213,14 +214,20 @@ def export_fomm(
         fomm: as loaded, on the CPU, in float32; stays as it is.
         out: the folder; an export that is there is replaced.
         plan: of precision.
-        subpixel: see `graphs.fomm_graphs`.
+        subpixel: see `graphs.fomm_graphs`; an int8 plan decides it itself.
         split: likewise.
         say: told what a person wants to read while it lasts.
 
     Raises:
         CheckFailed: the plan's error, or that of a file, is above its limit.
     """
+    options: dict[str, Any] = {"subpixel": subpixel, "split": split}
+    if plan.quantised is not None:
+        subpixel = options["subpixel"] = wants_subpixel(plan)
     graphs = fomm_graphs(fomm, plan, subpixel=subpixel, split=split)
+    if plan.quantised is not None:
+        say(f"calibrating {plan.name}")
+        options["sqnr_db"] = quantise_graphs(graphs, fomm, plan)
     cases = FommCases(fomm)
     say(f"measuring {plan.name} in torch")
     in_torch = measure_fomm(calls_of_graphs(graphs), cases)
@@ -238,7 +245,7 @@ def export_fomm(
         weights_sha256=fomm.weights_sha256,
         align_corners=fomm.align_corners,
         model=model,
-        options={"subpixel": subpixel, "split": split},
+        options=options,
         gates={"torch": in_torch, "onnxruntime": in_files},
     )
 
@@ -362,7 +369,7 @@ def _describe(
         versions=installed(_PACKAGES),
     )
     write_artifact(artifact)
-    return artifact
+    return open_artifact(out, check_hashes=False)  # as everybody will see it
 
 
 def _finish(artifact: Artifact, settings: ExportSettings, start: float, say: Said) -> ExportResult:

@@ -47,6 +47,7 @@ _ELEMENT: dict[int, Dtype] = {
 }
 _LOW = ("float16", "bfloat16")
 _SMALL = 64  # values; shapes and axes, which decide what inference finds, are below
+_TALKATIVE = ("torch.onnx", "torch.export", "torch.__trace", "onnxscript")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _ISLAND = ("GridSample", "Softmax", "Sigmoid", "Exp", "Div")
 
@@ -206,7 +207,7 @@ def _name_rows(model: onnx.ModelProto, spec: GraphSpec) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter reports its steps on stdout, which is for results, and warns of its own code."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
