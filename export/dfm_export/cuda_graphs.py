@@ -2,8 +2,8 @@
 
 A recorded graph reads and writes fixed addresses. So each size has tensors of its own: inputs are
 copied in, outputs out, both on the device; that costs microseconds where a launch of some hundred
-kernels costs milliseconds of the host. Each thread has graphs of its own, as it has a stream and, in
-TensorRT, a context of its own.
+kernels costs milliseconds of the host. Each thread has graphs of its own, as it has a
+stream and, in TensorRT, a context of its own.
 """
 
 from __future__ import annotations
