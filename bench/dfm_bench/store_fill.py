@@ -11,7 +11,7 @@ clips and many.
 
 from __future__ import annotations
 
-import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -252,10 +252,14 @@ def _check(layout: Layout, clips: Sequence[ListedClip], workload: FillWorkload, 
 
 def _seconds(work: Callable[[], object]) -> float:
     """Processor time of this process and of those that it waited for."""
-    before = os.times()
+    before = _spent()
     work()
-    after = os.times()
-    return sum(after[:4]) - sum(before[:4])
+    return _spent() - before
+
+
+def _spent() -> float:
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def _to_and_fro(length: int, count: int) -> NDArray[np.int64]:
