@@ -33,9 +33,6 @@ __all__ = [
     "timed_build",
 ]
 
-WORKERS_APART = ("encode",)  # stages beside the main thread
-REST = "waiting, and the rest"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -116,14 +113,14 @@ def timed_build(
 def stage_rows(
     timings: Mapping[str, Mapping[str, Any]], wall_s: float, ceilings: Mapping[str, float]
 ) -> tuple[StageRow, ...]:
-    """The stages of a build, and what its main thread did besides; together they are the wall.
+    """The stages of a build.
 
     Args:
         timings: `BuildSummary.timings`.
         wall_s: of the build.
         ceilings: from `ceilings.stage_ceilings`.
     """
-    stages = [
+    return tuple(
         StageRow(
             name=name,
             clips=entry["clips"],
@@ -134,17 +131,12 @@ def stage_rows(
             ceiling=ceilings.get(name),
         )
         for name, entry in timings.items()
-    ]
-    main = sum(stage.busy_s for stage in stages if stage.name not in WORKERS_APART)
-    rest = StageRow(name=REST, clips=0, frames=0, workers=1, busy_s=wall_s - main, wall_s=wall_s)
-    return (*stages, rest)
+    )
 
 
 def bottleneck(stages: tuple[StageRow, ...]) -> str:
     """The stage whose workers were busy for the largest share of the time."""
-    return max(
-        (stage for stage in stages if stage.name != REST), key=lambda stage: stage.share_of_wall
-    ).name
+    return max(stages, key=lambda stage: stage.share_of_wall).name
 
 
 def end_to_end(stages: tuple[StageRow, ...], machinery: Machinery, wall_s: float) -> Row:

@@ -107,7 +107,7 @@ def run_bench_throughput(
         stages=stages,
         bottleneck=bottleneck(stages),
         remark="\n\n".join(part for part in (remark, _speedups(generated), *found) if part),
-        figures=_figures(generated),
+        figures=(_by_batch(generated), _timeline(summary.spans, wall_s)),
         outlook=outlook(stages),
     )
     report.write(out)
@@ -142,15 +142,21 @@ def _speedups(rows: Sequence[Row]) -> str:
     return f"Against the per-frame loop ({loop.median_s:.3f} s a frame): {listed}." if best else ""
 
 
-def _figures(rows: Sequence[Row]) -> tuple[Figure, ...]:
+def _by_batch(rows: Sequence[Row]) -> Figure:
     series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         series.setdefault(row.variant, []).append((row.shape[0], row.rate))
-    return (
-        Figure(
-            title="Generator: rate by batch size",
-            svg=plots.rates_by_batch(series, unit="frames/s"),
-            caption="The per-frame loop finds keypoints and encodes the source again for every "
-            "frame; all others have both at hand, as in a build.",
-        ),
+    return Figure(
+        title="Generator: rate by batch size",
+        svg=plots.rates_by_batch(series, unit="frames/s"),
+        caption="The per-frame loop finds keypoints and encodes the source again for every "
+        "frame; all others have both at hand, as in a build.",
+    )
+
+
+def _timeline(spans: Sequence[tuple[str, float, float]], wall_s: float) -> Figure:
+    return Figure(
+        title="Build: when each stage worked",
+        svg=plots.timeline([plots.Span(*span) for span in spans], wall_s=wall_s),
+        caption="Stages of this process; encoding runs beside them in processes of its own.",
     )

@@ -8,6 +8,7 @@ of other formats live in the packages that make those formats.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -149,11 +150,33 @@ def plan_batch_size(
     return 1 << (max(1, rows).bit_length() - 1)
 
 
-@contextlib.contextmanager
-def _exact() -> Iterator[None]:
-    """No gradients, float32 convolutions in full, the algorithm chosen by shape alone."""
-    flags = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    with torch.inference_mode(), flags:
-        yield
+class _ExactKernels:
+    """cuDNN's flags are the whole process's: set while any thread is inside, then put back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stack = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """No gradients, float32 convolutions in full, the algorithm chosen by shape alone."""
+        with self._lock:
+            if self._inside == 0:
+                self._stack.enter_context(
+                    torch.backends.cudnn.flags(
+                        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                    )
+                )
+            self._inside += 1
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._stack.close()
+
+
+_exact = _ExactKernels()

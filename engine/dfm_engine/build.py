@@ -19,7 +19,7 @@ from typing import Any
 from dfm_engine.actions import Action
 from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, SourceClip
-from dfm_engine.encoding import Encoders
+from dfm_engine.encoding import QUEUE_CLIPS, Encoders
 from dfm_engine.errors import ShortfallError
 from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.finish import BuildSummary, finish, quarantined_inputs
@@ -143,6 +143,7 @@ def build_dataset(
                 meters=meters,
                 external=options.verdicts,
             )
+            meters.queues["encode"] = lambda: (encoders.queued, QUEUE_CLIPS)
             before = len(workshop.committed)
             pace = _Pace(meters.wall_s)
             with Ticker(lambda: _making_line(planner, meters, encoders, pace), enabled=progress):
@@ -260,7 +261,8 @@ def _making_line(planner: Planner, meters: Meters, encoders: Encoders, pace: _Pa
     )
     rates = [f"{name} {rate:.1f}" for name in _SHOWN if (rate := meters.rate(name))]
     if rates:
-        text += f"  {', '.join(rates)} frames/s  queue {encoders.queued}"
+        fill = ", ".join(f"{name} {now}/{most}" for name, (now, most) in meters.fill().items())
+        text += f"  {', '.join(rates)} frames/s  queues {fill}"
     if bottleneck := meters.bottleneck():
         text += f"  bottleneck {bottleneck}"
     if pace.kept and wanted > done:

@@ -45,6 +45,7 @@ class BuildSummary:
         made: clips that this run made; the others were there.
         warnings: sentences for a person.
         timings: per stage, from `Meters`.
+        spans: when each stage was busy, likewise; for a picture, not for run.json.
         problem: why the run counts as short, or None.
     """
 
@@ -59,6 +60,7 @@ class BuildSummary:
     made: int
     warnings: tuple[str, ...] = ()
     timings: Mapping[str, Any] = field(default_factory=dict)
+    spans: Sequence[tuple[str, float, float]] = ()
     problem: str | None = None
 
     @property
@@ -137,6 +139,7 @@ def finish(
         made=made,
         warnings=(*inputs.warnings, *_absent_actions(planner), *_empty_parts(rows, options.recipe)),
         timings=meters.to_json(),
+        spans=tuple(meters.spans),
         problem=_problem(options, inputs, len(kept), short, refused_inputs, markers),
     )
     folder.write_run(

@@ -1,7 +1,11 @@
 """The way of a fake clip, stage by stage: open, animate, screen, encode, commit.
 
-Each stage is a generator of typed objects, so memory stays flat: in flight are the jobs of one
-generator batch and the clips that the encode pool has taken. `build.py` calls `make_wave`.
+    thread `open` ─► [queue] ─► thread `animate` ─► [queue] ─► screen, encode pool, commit
+
+Each stage is a generator of typed objects, joined by queues of bounded length, so memory stays flat
+and all stages work at once: while a batch is generated the next sources are decoded and the last
+animation is screened. Order is kept throughout, so a build's bytes do not depend on the timing.
+`build.py` calls `make_wave`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import FileFacts, Marker, RunFolder
 from dfm_engine.media.encode import EncodedFile
 from dfm_engine.naming import Naming
+from dfm_engine.overlap import Ahead
 from dfm_engine.plan import Candidate, Outcome
 from dfm_engine.prepare import PASSING_KINDS
 from dfm_engine.progress import Meters
@@ -28,6 +33,12 @@ from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.recipe import BuildRecipe
 from dfm_engine.screen import Detector, ExternalVerdicts, Verdict, screen_animation
 from dfm_engine.shelf import OpenDriving, OpenSource, Shelf
+
+OPEN_JOBS = 2
+"""Jobs whose clips are open and that wait for the generator."""
+
+ANIMATED_CLIPS = 2
+"""Animations that wait for the screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,7 @@ class Workshop:
         self._meters = meters
         self._external = external
         self._twins: dict[str, Order] = {}
+        self._unopened: deque[Candidate] = deque()
         rows = folder.quarantine.rows()
         self._given_up = {name for name, row in rows.items() if row.kind not in PASSING_KINDS}
 
@@ -127,11 +139,19 @@ class Workshop:
             EnvironmentUnfit: the disk is full or the like; what is committed stays so.
         """
         ordered = sorted(wave, key=lambda c: (c.source, c.driving, c.action))
-        if ordered:
-            self._encoders.start()  # they start beside the first clips being opened
-        screened = self._screen(self._animate(self._open(ordered, record, stop)))
-        for done, outcome in self._write(screened):
-            record(done, outcome)
+        if not ordered:
+            return
+        self._encoders.start()  # they start beside the first clips being opened
+        with (
+            Ahead(self._open(ordered, stop), depth=OPEN_JOBS, name="open") as opened,
+            Ahead(self._animate(opened), depth=ANIMATED_CLIPS, name="animate") as animated,
+        ):
+            self._meters.queues["opened"] = lambda: (opened.waiting, opened.depth)
+            self._meters.queues["animated"] = lambda: (animated.waiting, animated.depth)
+            for done, outcome in self._write(self._screen(animated)):
+                record(done, outcome)
+        while self._unopened:  # in the order of the wave, as all else
+            record(self._unopened.popleft(), Outcome.FAILED)
         for twin in self._twins.values():  # begun for fakes that were given up
             self._encoders.remove(twin)
         self._twins.clear()
@@ -150,12 +170,8 @@ class Workshop:
             return False
         return self._write_twin(clip, pixels[:frames])
 
-    def _open(
-        self,
-        wave: Iterable[Candidate],
-        record: Callable[[Candidate, Outcome], None],
-        stop: StopRequest,
-    ) -> Iterator[OpenJob]:
+    def _open(self, wave: Iterable[Candidate], stop: StopRequest) -> Iterator[OpenJob]:
+        """Thread `open`."""
         for candidate in wave:
             if stop:
                 return
@@ -166,37 +182,39 @@ class Workshop:
                 kp_driving = self._shelf.transfer(source, driving)
             except MediaError as error:
                 self._give_up(name, error)
-                record(candidate, Outcome.FAILED)
+                self._unopened.append(candidate)
                 continue
             yield OpenJob(candidate, name, source, driving, kp_driving)
 
-    def _animate(self, jobs: Iterable[OpenJob]) -> Iterator[tuple[OpenJob, Pixels]]:
-        animations = animate_jobs(
-            (
-                AnimationJob(
+    def _animate(self, jobs: Iterator[OpenJob]) -> Iterator[tuple[OpenJob, Pixels]]:
+        """Thread `animate`."""
+
+        def wanted() -> Iterator[AnimationJob]:
+            while True:
+                with self._meters.waiting():
+                    job = next(jobs, None)
+                if job is None:
+                    return
+                yield AnimationJob(
                     key=job,
                     source=job.source.features,
                     kp_source=job.source.keypoints,
                     kp_driving=job.kp_driving,
                 )
-                for job in jobs
-            ),
-            runner=self._runner,
-            batch_size=self._batch_size,
-        )
-        for animation, frames in animations:
-            assert isinstance(animation.key, OpenJob)
-            yield animation.key, frames
 
-    def _screen(self, animations: Iterator[tuple[OpenJob, Pixels]]) -> Iterator[Screened]:
+        animations = animate_jobs(wanted(), runner=self._runner, batch_size=self._batch_size)
         while True:
             with self._meters.busy("animate"):
                 entry = next(animations, None)
             if entry is None:
                 return
-            job, frames = entry
-            animate = self._meters.stage("animate")
-            animate.clips, animate.frames = animate.clips + 1, animate.frames + len(frames)
+            animation, frames = entry
+            assert isinstance(animation.key, OpenJob)
+            self._meters.count("animate", clips=1, frames=len(frames))
+            yield animation.key, frames
+
+    def _screen(self, animations: Iterable[tuple[OpenJob, Pixels]]) -> Iterator[Screened]:
+        for job, frames in animations:
             external = self._external.of(job.clip_id) if self._external else ()
             with self._meters.busy("screen", clips=1, frames=len(frames)):
                 verdict = screen_animation(

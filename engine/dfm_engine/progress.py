@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Self, TextIO
 
 
@@ -32,15 +32,27 @@ class Meter:
     frames: int = 0
 
 
-@dataclass(slots=True)
-class Meters:
-    """The stages of a run, by name, in the order of their first use."""
+MAX_SPANS = 50_000
+"""Moments kept for a picture of the run; a longer run shows its beginning."""
 
-    stages: dict[str, Meter] = field(default_factory=dict)
-    started_s: float = field(default_factory=time.monotonic)
-    _open: list[tuple[str, float]] = field(
-        default_factory=list
-    )  # blocks under way, outermost first
+
+class Meters:
+    """The stages of a run, by name, in the order of their first use; for any number of threads.
+
+    Attributes:
+        stages: by name.
+        started_s: of the run, on the monotonic clock.
+        spans: (stage, start, end) of every stretch of work, seconds from the start of the run.
+        queues: by name, how full each is now and can be.
+    """
+
+    def __init__(self, started_s: float | None = None) -> None:
+        self.stages: dict[str, Meter] = {}
+        self.started_s = time.monotonic() if started_s is None else started_s
+        self.spans: list[tuple[str, float, float]] = []
+        self.queues: dict[str, Callable[[], tuple[int, int]]] = {}
+        self._lock = threading.Lock()
+        self._local = threading.local()  # blocks under way in this thread, outermost first
 
     def stage(self, name: str, *, workers: int = 1) -> Meter:
         """The meter of a stage, made at its first use."""
@@ -51,23 +63,52 @@ class Meters:
         """Count the time of a block as work of a stage, and its items once it succeeds.
 
         Stages pull from each other, so blocks nest: while an inner one runs the outer one's clock
-        stands, and the stages' times never count a second twice. For one thread.
+        stands, and the stages' times never count a second of a thread twice.
         """
         meter = self.stage(name)
-        now = time.monotonic()
-        if self._open:
-            outer, since = self._open[-1]
-            self.stages[outer].busy_s += now - since
-        self._open.append((name, now))
-        try:
+        with self._block(name):
             yield
+            with self._lock:
+                meter.clips += clips
+                meter.frames += frames
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """A block in which this thread waits for another: the clock of what is around it stands."""
+        return self._block(None)
+
+    def count(self, name: str, *, clips: int = 0, frames: int = 0) -> None:
+        """Count items of a stage whose time is counted elsewhere."""
+        meter = self.stage(name)
+        with self._lock:
             meter.clips += clips
             meter.frames += frames
+
+    def fill(self) -> dict[str, tuple[int, int]]:
+        """Items waiting in each queue, and how many can."""
+        return {name: read() for name, read in list(self.queues.items())}
+
+    @contextmanager
+    def _block(self, name: str | None) -> Iterator[None]:
+        blocks: list[tuple[str | None, float]] = self._local.__dict__.setdefault("blocks", [])
+        now = time.monotonic()
+        if blocks:
+            self._add(*blocks[-1], now)
+        blocks.append((name, now))
+        try:
+            yield
         finally:
             now = time.monotonic()
-            meter.busy_s += now - self._open.pop()[1]
-            if self._open:
-                self._open[-1] = (self._open[-1][0], now)
+            self._add(*blocks.pop(), now)
+            if blocks:
+                blocks[-1] = (blocks[-1][0], now)
+
+    def _add(self, name: str | None, start_s: float, end_s: float) -> None:
+        if name is None:
+            return
+        with self._lock:
+            self.stages[name].busy_s += end_s - start_s
+            if len(self.spans) < MAX_SPANS and end_s > start_s:
+                self.spans.append((name, start_s - self.started_s, end_s - self.started_s))
 
     @property
     def wall_s(self) -> float:

@@ -79,6 +79,42 @@ def test_a_block_that_fails_counts_its_time_and_not_its_items(clock: Clock):
     assert meters.stages["outer"].busy_s == 1
 
 
+def test_waiting_is_nobodys_work(clock: Clock):
+    meters = Meters(started_s=clock.now_s)
+    with meters.busy("animate"):
+        clock.now_s += 1
+        with meters.waiting():
+            clock.now_s += 10
+            with meters.busy("decode"):
+                clock.now_s += 100
+        clock.now_s += 2
+    assert {name: meter.busy_s for name, meter in meters.stages.items()} == {
+        "animate": 3,
+        "decode": 100,
+    }
+    assert meters.spans == [("animate", 0, 1), ("decode", 11, 111), ("animate", 111, 113)]
+
+
+def test_threads_do_not_stop_each_others_clocks():
+    meters, inside = Meters(), threading.Barrier(2, timeout=30)
+
+    def work(name: str) -> None:
+        for _ in range(200):
+            with meters.busy(name, clips=1, frames=2):
+                pass
+        with meters.busy(name):
+            inside.wait()
+            time.sleep(0.1)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(m.clips, m.frames) for m in meters.stages.values()] == [(200, 400), (200, 400)]
+    assert all(meter.busy_s >= 0.1 for meter in meters.stages.values())
+
+
 BLOCKS = st.recursive(
     st.just([]), lambda inner: st.lists(st.tuples(st.sampled_from("abc"), inner), max_size=3)
 )
