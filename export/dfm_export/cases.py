@@ -26,7 +26,7 @@ _ACTIONS = (Action.SMILE, Action.YAW, Action.SURPRISE, Action.OPEN_MOUTH)
 _AT = 0.5  # of an action's frames: near its peak
 
 
-def draw_faces(count: int, size: int, *, people: int, neutral: int = 0) -> Tensor:
+def draw_faces(count: int, size: int, *, people: int, neutral: int = 0, first: int = 0) -> Tensor:
     """uint8 (count, size, size, 3): seeded people, the first frames neutral, the others acting.
 
     Args:
@@ -34,15 +34,16 @@ def draw_faces(count: int, size: int, *, people: int, neutral: int = 0) -> Tenso
         size: side in pixels.
         people: how many.
         neutral: how many frames from the first on show no action.
+        first: another number gives other people and other performances.
     """
     states = []
     for index in range(count):
         if index < neutral:
             states.append(neutral_states(1))
         else:
-            acted = action_states(_ACTIONS[index % len(_ACTIONS)], seed=index)
+            acted = action_states(_ACTIONS[index % len(_ACTIONS)], seed=first + index)
             states.append(acted[[int(_AT * len(acted))]])
-    faces = [Identity.draw(_FIRST_FACE + index) for index in range(people)]
+    faces = [Identity.draw(_FIRST_FACE + first + index) for index in range(people)]
     return render(faces, States.join(states), size).frames
 
 
@@ -56,14 +57,17 @@ class FommCases:
         fomm: as loaded, on the CPU.
         sources: S.
         rows_each: R, driving rows per source.
+        first: another number gives other people and performances.
     """
 
-    def __init__(self, fomm: Fomm, *, sources: int = 2, rows_each: int = 2) -> None:
+    def __init__(self, fomm: Fomm, *, sources: int = 2, rows_each: int = 2, first: int = 0) -> None:
         self.sources, self.rows_each = sources, rows_each
         self.side = max(fomm.frame_size)
-        images = self._images(fomm, draw_faces(sources, self.side, people=sources, neutral=sources))
+        drawn = draw_faces(sources, self.side, people=sources, neutral=sources, first=first)
+        images = self._images(fomm, drawn)
         rows = sources * rows_each
-        acted = self._images(fomm, draw_faces(1 + rows, self.side, people=1, neutral=1))
+        drawn = draw_faces(1 + rows, self.side, people=1, neutral=1, first=first)
+        acted = self._images(fomm, drawn)
         with torch.inference_mode():
             features = fomm.encode_source(images)
             kp_source, kp_acted = fomm.keypoints(images), fomm.keypoints(acted)

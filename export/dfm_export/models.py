@@ -3,6 +3,7 @@
     auto          ONNX Runtime on a CPU; on a GPU the first of tensorrt, tensorrt-rtx, onnxruntime
                   that is here and knows the chip
     onnxruntime   its CPU or its CUDA provider, as the device says
+    openvino      on a CPU; what int8 is fastest with
     tensorrt      an engine from the cache, built on the first use
     tensorrt-rtx  likewise; what it compiles for this GPU is kept
 
@@ -26,6 +27,7 @@ from dfm_export.cache import CachedEngine, EngineCache
 from dfm_export.detector_runner import DetectorGraphRunner
 from dfm_export.engines import cached_engine, sidecar_facts, target_of
 from dfm_export.fomm_runner import FommGraphsRunner
+from dfm_export.openvino_graph import OpenVinoGraph
 from dfm_export.ort_graph import OrtGraph
 from dfm_export.runners import GraphRunner
 from dfm_export.to_tensorrt import BuildSettings
@@ -35,7 +37,7 @@ from dfm_export.trt_graph import TrtGraph, load_trt_graph, read_chip
 __all__ = ["BACKENDS", "Backend", "Opening", "choose_backend", "open_detector_runner"]
 __all__ += ["open_fomm_runner", "open_graph"]
 
-Backend = Literal["auto", "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_CPU_DETECTOR_BATCH = 16
 
@@ -79,6 +81,8 @@ def choose_backend(word: str, device: str, *, say: Said = lambda text: None) -> 
             f"--backend {word} needs an NVIDIA GPU, the device is {device}; "
             "--backend onnxruntime runs everywhere"
         )
+    if word == "openvino" and device != "cpu":
+        raise UsageError(f"--backend openvino runs on a CPU, the device is {device}; --device cpu")
     if word == "tensorrt-rtx":
         open_tensorrt(word).check_target(read_chip(device).target)
     if word != "auto":
@@ -98,9 +102,17 @@ def open_graph(artifact: Artifact, graph: ExportedGraph, opening: Opening) -> Gr
     """
     if opening.backend in FLAVOURS:
         return _open_trt(artifact, graph, flavour_of(opening.backend), opening)
-    if opening.backend != "onnxruntime":
+    if opening.backend not in ("onnxruntime", "openvino"):
         raise UsageError(f"no exported graph runs by --backend {opening.backend}")
     on_cpu = torch.device(opening.device).type == "cpu"
+    if opening.backend == "openvino":
+        return OpenVinoGraph(
+            graph.path,
+            graph.spec,
+            precision=artifact.precision,
+            threads=opening.threads,
+            max_batch=1 if artifact.kind == "fomm" else MAX_CPU_DETECTOR_BATCH,
+        )
     return OrtGraph(
         graph.path,
         graph.spec,

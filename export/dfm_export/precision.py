@@ -4,6 +4,8 @@
 | --- | --- | --- | --- |
 | `fp32` | FOMM, detectors | float32 | float32 |
 | `fp16_islands` | FOMM | float16; those of `keypoints` float32 | float32 |
+| `int8` | FOMM | residual blocks int8 (`quantised`), for ONNX Runtime | float32 |
+| `int8_wide` | FOMM | the whole decoder int8, for OpenVINO and TensorRT | float32 |
 | `fp16`, `bf16` | detectors | float16, bfloat16 | the backbone likewise, the head float32 |
 
 bfloat16 is not for FOMM: its eight bits of mantissa cost 18 dB more than float16.
@@ -43,12 +45,14 @@ class Plan:
         dtype: of convolutions and what stands directly between them.
         opset: of the ONNX file. 18; bfloat16 convolutions exist from 22 on, which no graph with a
             GridSample may use.
+        quantised: which convolutions are int8; see `int8`.
     """
 
     name: str
     kind: Kind
     dtype: Dtype
     opset: int = DEFAULT_OPSET
+    quantised: Literal["narrow", "wide"] | None = None
 
     @property
     def body(self) -> torch.dtype:
@@ -57,8 +61,8 @@ class Plan:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether anything is 16-bit."""
-        return self.dtype != "float32"
+        """Whether anything is 16-bit or int8."""
+        return self.dtype != "float32" or self.quantised is not None
 
     def dtype_of(self, graph: str) -> Dtype:
         """The type of the convolutions of one graph: keypoints stay float32 in every plan."""
@@ -68,6 +72,8 @@ class Plan:
 _PLANS = (
     Plan("fp32", "fomm", "float32"),
     Plan("fp16_islands", "fomm", "float16"),
+    Plan("int8", "fomm", "float32", quantised="narrow"),
+    Plan("int8_wide", "fomm", "float32", quantised="wide"),
     Plan("fp32", "detector", "float32"),
     Plan("fp16", "detector", "float16"),
     Plan("bf16", "detector", "bfloat16", opset=22),

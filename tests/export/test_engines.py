@@ -148,7 +148,7 @@ def test_a_named_backend_is_that_one_or_an_error() -> None:
     assert choose_backend("onnxruntime", "cpu") == "onnxruntime"
     assert choose_backend("torch", "cuda") == "torch"
     with pytest.raises(UsageError, match="--backend takes auto, torch"):
-        choose_backend("openvino", "cpu")
+        choose_backend("coreml", "cpu")
     for word in ("tensorrt", "tensorrt-rtx"):
         with pytest.raises(UsageError, match=f"{word} needs an NVIDIA GPU, the device is cpu"):
             choose_backend(word, "cpu")

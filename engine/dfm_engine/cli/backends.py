@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Backend = Annotated[
     str,
     typer.Option(
-        help="torch, onnxruntime, tensorrt, tensorrt-rtx, or auto: the first of the others that "
+        help="torch, onnxruntime, openvino, tensorrt, tensorrt-rtx, or auto: the best one that "
         "is here. All but torch export the network once, into the user's cache."
     ),
 ]

@@ -32,7 +32,7 @@ def export_fomm(
     ],
     fomm_config: FommYaml = None,
     to: To = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32 or fp16_islands.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16_islands, int8 or int8_wide.")] = "fp32",
     profile: ProfileText = "1,8,32",
     target: Targets = "",
     align_corners: Annotated[
@@ -43,7 +43,7 @@ def export_fomm(
         bool, typer.Option("--split", help="motion and render in place of animate.")
     ] = False,
     upsample: Annotated[
-        str, typer.Option(help="subpixel (fewer products) or nearest (for int8).")
+        str, typer.Option(help="subpixel (fewer products) or nearest; int8 plans choose.")
     ] = "subpixel",
     as_json: Json = False,
 ) -> None:
