@@ -6,7 +6,7 @@ whose ring is full waits, so memory is bounded by the workers and not by the cli
 
 A worker that dies (FFmpeg crashed, memory ran out) takes the clip it was at with it: that one is
 tried again by another, `CRASH_ATTEMPTS` times in all. The shared memory has no name (memfd), so
-nothing of it outlives the processes.
+nothing of it outlives the processes. They die with the thread that draws from `sample`.
 """
 
 from __future__ import annotations

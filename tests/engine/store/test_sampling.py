@@ -7,15 +7,18 @@ import av
 import numpy as np
 import pytest
 import torch
+from dfmtest_broken_files import make_files
 from numpy.typing import NDArray
 from PIL import Image
 
 from dfm_engine.clip import QUALITIES
 from dfm_engine.errors import MediaError
 from dfm_engine.media.chosen import read_chosen
+from dfm_engine.media.colour import RgbConverter
 from dfm_engine.media.cropping import BoxCropper, middle_square
 from dfm_engine.media.decode import read_frames
 from dfm_engine.media.encode import encode_clip, provenance_comment, rgb_to_i420
+from dfm_engine.media.probe import probe
 from dfm_engine.media.reader import ClipReader
 from dfm_engine.recipe import Limits
 from dfm_engine.store.sampler import evenly_spaced
@@ -74,6 +77,30 @@ def test_chosen_pictures_are_those_of_a_full_decode(
     assert len(chosen) == len(wanted)
     for number, frame in zip(wanted, chosen, strict=True):
         np.testing.assert_array_equal(frame, planes[number], err_msg=f"picture {number}")
+
+
+@pytest.mark.slow
+def test_chosen_pictures_of_odd_files_are_those_of_a_full_decode(tmp_path: Path) -> None:
+    """HEVC, open groups, edit lists, several streams, fields, other containers."""
+    make_files(tmp_path)
+    skipped = checked = 0
+    for path in sorted(tmp_path.iterdir()):
+        found = probe(path)
+        if found.verdict != "accept" or found.is_still or not found.frames:
+            continue
+        full = list(read_frames(path, fps=None))
+        convert = RgbConverter().convert
+        for count in (1, 3, 7):
+            wanted = evenly_spaced(found.frames, count).tolist()
+            for number, (frame, clip) in zip(
+                wanted, read_chosen(path, wanted, count=found.frames), strict=True
+            ):
+                rgb = convert(frame, aspect=clip.aspect)
+                np.testing.assert_array_equal(rgb, full[number], err_msg=f"{path} {number}")
+                skipped += clip.shown <= number
+        checked += 1
+    assert checked > 30
+    assert skipped > 5  # so it was not a full decode every time
 
 
 def test_choosing_leaves_out_what_nothing_refers_to(clips: dict[str, Path]) -> None:
