@@ -18,7 +18,7 @@ import av
 import torch
 
 from dfm_bench.facts import read_facts
-from dfm_bench.feeding import FeedWorkload, feed_rows, missed_goals
+from dfm_bench.feeding import FeedWorkload, feed_rows, remarks_on
 from dfm_bench.measure import Row, measure
 from dfm_bench.report import BenchReport
 from dfm_bench.store_fill import FillWorkload, fill_rows, make_clips
@@ -96,7 +96,7 @@ def run_bench_data(
         rows += feed_rows(
             store, clips[0].file.parent, device=where, workload=workload.feed, command=command
         )
-    remarks += missed_goals(rows)
+    remarks += remarks_on(rows, load_per_core=facts.load / facts.cores)
     report = BenchReport(
         verb="data",
         command=command,

@@ -26,7 +26,9 @@ from dfm_engine.store.batches import Batches, SampleTable
 from dfm_engine.store.frames import Store
 from dfm_engine.store.loader import Loader, Mode, open_loader
 
-__all__ = ["GOAL", "FeedWorkload", "check_modes", "feed_rows", "modes_of"]
+__all__ = ["GOAL", "FeedWorkload", "check_modes", "feed_rows", "modes_of", "remarks_on"]
+
+_CONSTANT = "one constant batch"
 
 GOAL = 0.95
 """Of the rate on a constant batch, that a training keeps."""
@@ -269,14 +271,14 @@ def _training_rows(
         yield Row.of(
             f"train {workload.model}",
             timing,
-            variant="one constant batch" if mode == "constant" else mode,
+            variant=_CONSTANT if mode == "constant" else mode,
             amount=amount,
             unit="frames/s",
             shape=(workload.batch_size, 3, *same.images.shape[2:]),
             dtype=str(same.images.dtype).removeprefix("torch."),
             device=device.type,
             ceiling=None if mode == "constant" else best,
-            ceiling_of="" if mode == "constant" else "one constant batch",
+            ceiling_of="" if mode == "constant" else _CONSTANT,
             command=command,
         )
 
@@ -323,11 +325,29 @@ def _finished(work: Tensor) -> None:
         torch.cuda.synchronize(work.device)
 
 
-def missed_goals(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Sentences on the trainings that keep less than `GOAL` of their rate."""
-    return tuple(
-        f"{row.name} from {row.variant} keeps {row.share:.1%} of its rate on one constant batch; "
-        f"the goal is {GOAL:.0%}."
-        for row in rows
-        if row.ceiling_of == "one constant batch" and row.share is not None and row.share < GOAL
-    )
+def remarks_on(rows: Sequence[Row], *, load_per_core: float) -> tuple[str, ...]:
+    """What a reader has to know about the trainings among the rows.
+
+    Args:
+        rows: of `feed_rows`.
+        load_per_core: processes that wanted each core when the measurement began.
+    """
+    trainings = {row.variant: row for row in rows if row.name.startswith("train ")}
+    constant = trainings.pop(_CONSTANT, None)
+    remarks: list[str] = []
+    for mode, row in trainings.items():
+        if row.share is None or row.share >= GOAL:
+            continue
+        work = ""
+        if constant is not None and row.core_s and constant.core_s:
+            work = f" It takes {row.core_s / constant.core_s - 1:.1%} more processor time."
+        remarks.append(
+            f"A training from {mode} keeps {row.share:.1%} of its rate on one constant batch; the "
+            f"goal is {GOAL:.0%}.{work}"
+        )
+    if remarks and load_per_core > 0.5:
+        remarks.append(
+            f"Other processes wanted the cores ({load_per_core:.1f} each): the thread that fetches "
+            "ahead had none for itself. Measure again on a quiet machine."
+        )
+    return tuple(remarks)

@@ -14,7 +14,7 @@ from dfmtest_store_clips import StoreAsClips
 
 from dfm_bench import data as module
 from dfm_bench.data import DataWorkload, run_bench_data
-from dfm_bench.feeding import FeedWorkload, check_modes, missed_goals, modes_of
+from dfm_bench.feeding import FeedWorkload, check_modes, modes_of, remarks_on
 from dfm_bench.measure import Row, Timing
 from dfm_bench.store_fill import FillWorkload
 from dfm_engine.errors import CheckFailed
@@ -80,15 +80,19 @@ def test_loaders_that_differ_have_no_numbers(tmp_path: Path):
 
 
 def test_a_training_that_waits_is_named():
-    def row(rate: float, ceiling_of: str = "one constant batch") -> Row:
+    def row(variant: str, rate: float, cpu_s: float) -> Row:
         return Row.of(
-            "train x", Timing((1.0,)), amount=rate, unit="frames/s", shape=(1,), variant="host",
-            ceiling=100.0, ceiling_of=ceiling_of,
+            "train x", Timing((1.0,), (cpu_s,)), amount=rate, unit="frames/s", shape=(1,),
+            variant=variant, ceiling=None if variant.startswith("one") else 100.0,
         )  # fmt: skip
 
-    assert missed_goals([row(95.1), row(10.0, "memory copy")]) == ()
-    (found,) = missed_goals([row(94.9)])
-    assert found.startswith("train x from host keeps 94.9% of its rate")
+    constant, fine = row("one constant batch", 100.0, 1.0), row("host", 95.1, 2.0)
+    late = row("memmap", 80.0, 0.9)  # 0.01125 core-seconds a frame in place of 0.01
+    assert remarks_on([constant, fine], load_per_core=4.0) == ()
+    (quiet,) = remarks_on([constant, fine, late], load_per_core=0.1)
+    assert quiet.startswith("A training from memmap keeps 80.0% of its rate")
+    assert quiet.endswith("12.5% more processor time.")
+    assert "(4.0 each)" in remarks_on([constant, late], load_per_core=4.0)[1]
 
 
 def test_the_modes_of_a_gpu_begin_with_its_memory():

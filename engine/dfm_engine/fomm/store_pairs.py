@@ -28,6 +28,7 @@ from dfm_engine.fomm.train_recipe import TrainFommRecipe
 from dfm_engine.fomm.train_step import Batch
 from dfm_engine.store.ahead import Ahead
 from dfm_engine.store.augment import FusedAugment
+from dfm_engine.store.batches import BATCHES_AHEAD
 from dfm_engine.store.frames import Store
 from dfm_engine.store.index import StoredClip
 from dfm_engine.store.loader import open_loader
@@ -119,7 +120,9 @@ class StorePairs:
         self._fused: dict[int, FusedAugment] = {}
         self._order: tuple[int, IntArray] = (-1, np.empty(0, np.int64))
         self._gathering = Lock()  # a loader serves one thread at a time
-        self._ahead = Ahead(self._fetch, lambda key: key._replace(step=key.step + 1))
+        self._ahead = Ahead(
+            self._fetch, lambda key: key._replace(step=key.step + 1), depth=BATCHES_AHEAD
+        )
 
     def batch(
         self, step: int, *, rows: int, frame_px: int, supervision: float, plain: bool = False

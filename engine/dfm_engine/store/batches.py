@@ -28,6 +28,8 @@ from dfm_engine.store.order import Purpose, epoch_order, whole_numbers
 
 __all__ = ["Batch", "Batches", "QualityChoice", "SampleTable"]
 
+BATCHES_AHEAD = 2  # one to be ready, one more for a thread that had to wait for a core
+
 IntArray = NDArray[np.int64]
 QualityChoice = Literal["raw", "c23", "c40", "mixed"]
 
@@ -204,7 +206,7 @@ class Batches:
                 f"{count} samples per epoch{f' and rank of {world}' * (world > 1)} are fewer than "
                 f"one batch of {batch_size}; lower the batch size or prepare more frames"
             )
-        self._ahead = Ahead(self._fetch, self._after)
+        self._ahead = Ahead(self._fetch, self._after, depth=BATCHES_AHEAD)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step; the following one is fetched meanwhile.
