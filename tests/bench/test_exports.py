@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dfmtest_fomm import make_fomm, small_config
 from dfmtest_onnx_graphs import WARP, Warp, warp_feeds, write_warp
 
+from dfm_bench import ways
 from dfm_bench.exports import Scope, run_bench_export
+from dfm_bench.generators import EXACT
+from dfm_engine.backends import TorchRunner
 from dfm_engine.errors import CheckFailed
 from dfm_export.artifact import Artifact, ExportedGraph, sha256_of
 from dfm_export.cache import EngineCache
@@ -122,3 +127,26 @@ def test_a_backend_that_is_wrong_has_no_numbers(tmp_path: Path) -> None:
         run(tmp_path, WarpNetwork(tmp_path, align_corners=False))
     assert failed.value.exit_code == 5
     assert not (tmp_path / "out").exists()
+
+
+def test_a_named_backend_is_one_more_way_with_the_products_that_it_executes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fomm = make_fomm(small_config(num_kp=4), seed=1)
+    asked: dict[str, Any] = {}
+
+    class Named(TorchRunner):
+        name = "onnxruntime-cpu-fp32-12345678"
+
+    def provide(model: Any, **how: Any) -> TorchRunner | None:
+        asked.update(how)
+        return None if how["backend"] == "torch" else Named(copy.deepcopy(model))
+
+    monkeypatch.setattr(ways, "provide_fomm", provide)
+    (plain,) = ways.open_ways(fomm, torch.device("cpu"), quick=True)
+    same, other = ways.open_ways(fomm, torch.device("cpu"), quick=True, backend="onnxruntime")
+    assert asked["batch_size"] == max(plain.batches)
+    assert (same.name, other.name) == ("torch fp32", "onnxruntime fp32")
+    assert other.gate is EXACT
+    # an up block as a transposed convolution has 16 products where it had 36
+    assert 0.4 * same.flops < other.flops < same.flops

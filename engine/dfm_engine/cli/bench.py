@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dfm_engine.cli.backends import Backend, Exported, runner_opener
 from dfm_engine.cli.common import Device, FommYaml, Json, bench_app, finish, say
 
 
@@ -25,6 +26,8 @@ def bench_throughput(
         bool, typer.Option("--quick", help="Three short clips, the demo weights.")
     ] = False,
     device: Device = "auto",
+    backend: Backend = "torch",
+    exported: Exported = None,
     as_json: Json = False,
 ) -> None:
     """Time the generator by every way, and a build stage by stage; exit 5 if one is not right.
@@ -39,17 +42,31 @@ def bench_throughput(
     workload = QUICK if quick else FULL
     building = weights or _bench_weights()
     generating = weights or (building if quick else "random")
-    machinery = load_machinery(workload.recipe, weights=building, config=fomm_config, device=device)
+    machinery = load_machinery(
+        workload.recipe,
+        weights=building,
+        config=fomm_config,
+        device=device,
+        open_runner=runner_opener(backend, exported),
+    )
     fomm = load_fomm(generating, fomm_config)
     result = run_bench_throughput(
         workload,
         machinery,
         fomm,
-        open_ways(fomm, machinery.runner.device, quick=quick),
+        open_ways(
+            fomm,
+            machinery.runner.device,
+            quick=quick,
+            backend=backend,
+            exported=exported,
+            say=say,
+        ),
         out=out,
         command=_bench_command(
             "throughput", weights, fomm_config, quick=quick, device=machinery.runner.device.type
-        ),
+        )
+        + ("" if backend == "torch" else f" --backend {backend}"),
         remark=weights_banner(building),
     )
     result.print()
