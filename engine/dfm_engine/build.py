@@ -19,6 +19,7 @@ from typing import Any
 from dfm_engine.actions import Action
 from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, SourceClip
+from dfm_engine.driving_store import DrivingStore
 from dfm_engine.encoding import QUEUE_CLIPS, Encoders
 from dfm_engine.errors import ShortfallError
 from dfm_engine.faces.pictures import FrameReader, PyavReader
@@ -122,6 +123,7 @@ def build_dataset(
             reader=reader,
             batch_size=batch_size,
             meters=meters,
+            store=DrivingStore(options.out / "prepared", contract),
         )
         naming = Naming(
             recipe,

@@ -18,6 +18,7 @@ from dfm_engine.actions import Action
 from dfm_engine.animate import prepare_driving, prepare_source
 from dfm_engine.backends import Runner
 from dfm_engine.clip import DrivingClip, FaceTrack, Pixels, SourceClip
+from dfm_engine.driving_store import DrivingMotion, DrivingStore
 from dfm_engine.errors import DfmError, FaceError, MediaError, ShapeError, UsageError
 from dfm_engine.faces.framing import crop_clip
 from dfm_engine.faces.pictures import FrameReader
@@ -85,6 +86,7 @@ class Shelf:
         reader: decodes; PyAV where left out.
         batch_size: generator rows per batch.
         meters: where the time goes.
+        store: keeps the motion of driving clips for the next run.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Shelf:
         detector: Detector,
         batch_size: int,
         meters: Meters,
+        store: DrivingStore,
         reader: FrameReader | None = None,
     ) -> None:
         self.sources = sources
@@ -107,6 +110,7 @@ class Shelf:
         self._reader = reader
         self._batch_size = batch_size
         self._meters = meters
+        self._store = store
         self._source: tuple[str, OpenSource] | None = None
         self._driving: dict[str, OpenDriving] = {}
         self._failed: dict[str, tuple[type[MediaError], Path, str, str]] = {}
@@ -148,14 +152,14 @@ class Shelf:
         return [(opened.clip.action, opened.signals) for opened in self._driving.values()]
 
     def open_driving(self, key: str) -> OpenDriving:
-        """The driving clip's keypoints and signals; decoded at its first use.
+        """The driving clip's keypoints and signals; decoded at its first use of all runs.
 
         Raises:
             MediaError: the file changed or went away since it was prepared.
         """
         if key not in self._driving:
             with self._failing_once(key):
-                self._driving[key] = self._look_at_driving(*self.driving[key])
+                self._driving[key] = self._look_at_driving(key, *self.driving[key])
         return self._driving[key]
 
     def transfer(self, source: OpenSource, driving: OpenDriving) -> Keypoints:
@@ -183,7 +187,14 @@ class Shelf:
             raise FaceError(source.clip.path, "no-face", "no face in the framed source image")
         return find_best_frame(track.landmarks[0], driving.track.landmarks)
 
-    def _look_at_driving(self, clip: DrivingClip, prepared: Prepared) -> OpenDriving:
+    def _look_at_driving(self, key: str, clip: DrivingClip, prepared: Prepared) -> OpenDriving:
+        motion = self._store.read(key, device=self._runner.device)
+        if motion is None:
+            motion = self._find_motion(clip, prepared)
+            self._store.write(key, motion)
+        return OpenDriving(clip, prepared, motion.keypoints, motion.signals, motion.track)
+
+    def _find_motion(self, clip: DrivingClip, prepared: Prepared) -> DrivingMotion:
         with self._meters.busy("decode", clips=1, frames=prepared.frames):
             frames = self._frames(clip, prepared)
         with self._meters.busy("driving keypoints", clips=1, frames=len(frames)):
@@ -193,7 +204,7 @@ class Shelf:
             if track is None:
                 raise FaceError(clip.path, "no-face", "no face in the framed driving clip")
             signals = extract_signals(frames, track)
-        return OpenDriving(clip, prepared, keypoints, signals, track)
+        return DrivingMotion(keypoints, signals, track)
 
     @contextmanager
     def _failing_once(self, key: str) -> Iterator[None]:
