@@ -6,7 +6,7 @@
 | xception | timm's legacy_xception, 256 px |
 | resnet50, resnet101, resnet152 | 224 px; torchvision's IMAGENET1K_V1 weights |
 | efficientnet_b4 | 256 px, a stronger baseline |
-| small-cnn | 128 px, our own, for tests and the demo |
+| small-cnn | 256 px, our own, for tests and the demo |
 | any other | the timm model of that name |
 """
 

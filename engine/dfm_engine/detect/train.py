@@ -271,12 +271,13 @@ class _Run:
                 at.best, at.best_epoch = row, epoch
                 self.folder.save_best(self.detector, epoch)
             log.info(
-                "train  epoch %d/%d  loss %.4f  val accuracy %.3f  (best %.3f, epoch %d)",
+                "train  epoch %d/%d  loss %.4f  val %s %.3f  (best %.3f, epoch %d)",
                 epoch,
                 recipe.schedule.epochs,
                 row["train/loss"],
-                row["val/accuracy"],
-                at.best["val/accuracy"],
+                recipe.validation.select.replace("_", " "),
+                self._rank(row)[0],
+                self._rank(at.best)[0],
                 at.best_epoch,
             )
         self.history.add(row)

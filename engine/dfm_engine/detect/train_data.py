@@ -56,11 +56,10 @@ class TrainData:
                 input.
         """
         where = os.fspath(store.path)
-        wanted_px = round(spec.input_px / spec.crop)
-        if store.meta.size_px < wanted_px:
+        if store.meta.size_px < spec.input_px:
             raise UsageError(
-                f"the store {where!r} has frames of {store.meta.size_px} px, {spec.name} with this "
-                f"recipe needs {wanted_px}: prepare it again with a larger --size, or set "
+                f"the store {where!r} has frames of {store.meta.size_px} px, {spec.name} takes "
+                f"{spec.input_px}: prepare it again with a larger --size, or set "
                 "model.input_px in the recipe"
             )
         found = Counter(clip.split or "none" for clip in store.index.clips)

@@ -51,11 +51,14 @@ def count_multiply_adds(detector, images: torch.Tensor) -> int:
 
 @pytest.mark.parametrize(
     ("name", "parameters", "multiply_adds"),
-    [("mesoinception4", 28_615, 57.1e6), ("meso4", 27_977, None), ("xception", 20_811_050, 5.95e9)],
+    [
+        ("small-cnn", 47_394, None),
+        ("mesoinception4", 28_615, 57.1e6),
+        ("meso4", 27_977, None),
+        ("xception", 20_811_050, 5.95e9),
+    ],
 )
-def test_nets_have_the_published_size(
-    name: str, parameters: int, multiply_adds: float | None
-) -> None:
+def test_nets_have_the_known_size(name: str, parameters: int, multiply_adds: float | None) -> None:
     detector = made(name)
     assert sum(p.numel() for p in detector.parameters()) == parameters
     if multiply_adds is not None:
@@ -131,6 +134,19 @@ def test_a_vision_transformer_gets_a_gradient_map_over_its_patches() -> None:
     torch.testing.assert_close(cam[0, 1], wanted, atol=1e-5, rtol=1e-3)
 
 
+def test_the_small_net_sees_the_detail_that_a_blur_takes_away() -> None:
+    net = create_detector("small-cnn", input_px=32)
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    flat = (0.01 * x - 0.02 * y).expand(1, 3, 32, 32)
+    detail = torch.nn.functional.conv2d(flat, net.detail, groups=3)
+    assert detail.abs().max() < 1e-5
+    spot = torch.zeros(1, 3, 3, 3)
+    spot[0, 1, 1, 1] = 1
+    found = torch.nn.functional.conv2d(spot, net.detail, groups=3).flatten()
+    assert found.tolist() == [0, 16 * 0.75, 0]
+    assert net.detail.requires_grad is False
+
+
 def test_seeds_make_equal_nets_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(11)
     wanted = torch.rand(1)
@@ -153,7 +169,7 @@ def test_specs_are_those_of_the_paper() -> None:
     assert sides == {
         **dict.fromkeys(("mesoinception4", "meso4", "xception", "efficientnet_b4"), 256),
         **dict.fromkeys(("resnet50", "resnet101", "resnet152"), 224),
-        "small-cnn": 128,
+        "small-cnn": 256,
     }
     assert detector_spec("meso4").mean == (0, 0, 0)
     assert detector_spec("meso4").std == (1, 1, 1)
@@ -167,7 +183,7 @@ def test_specs_are_those_of_the_paper() -> None:
 
 
 def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(ShapeError, match=r"takes images \(B, 3, 128, 128\)"):
+    with pytest.raises(ShapeError, match=r"takes images \(B, 3, 256, 256\)"):
         made("small-cnn")(torch.zeros(1, 3, 64, 64))
 
 
