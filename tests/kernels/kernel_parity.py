@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from dfmtest_fomm import make_fomm, pictures, small_config
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfm_kernels import dispatch
 from dfm_kernels.coordinates import Points
@@ -426,3 +428,52 @@ def test_kernels_take_batches_of_nothing() -> None:
     assert soft_argmax(empty, None, temperature=0.1)[0].shape == (0, 3, 2)
     assert rgb_to_yuv(empty).shape == (0, 6, 4)
     assert yuv_to_rgb(torch.empty(0, 6, 4, dtype=torch.uint8, device=DEVICE)).shape == (0, 3, 4, 4)
+
+
+class Operators(TorchDispatchMode):
+    """Collects the names of this project's operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "dfm":
+            self.names.add(function._schema.name.removeprefix("dfm::"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_whole_frame_is_that_of_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_fomm(small_config(), seed=3)
+    images = pictures(2, model.frame_size).float()
+
+    def animate(device: str) -> list[Tensor]:
+        model.to(device)
+        keypoints = model.keypoints(images.to(device))
+        features = model.encode_source(images[:1].to(device))
+        animation = model.animate(features, keypoints[0], keypoints)
+        assert animation.occlusion_map is not None
+        return [animation.prediction, animation.mask, animation.deformation, keypoints.value]
+
+    with torch.inference_mode(), Operators() as called:
+        found = animate(DEVICE)
+    assert called.names == {"soft_argmax", "sparse_motion", "mix_motions", "warp"}
+    monkeypatch.setattr(dispatch, "_launches_anywhere", False)
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.inference_mode(), Operators() as called:
+        wanted = animate("cpu")
+    assert not called.names
+    # The published tolerance between two float32 implementations of the whole (5e-5), twice over.
+    for name, a, b in zip(("frame", "mask", "deformation", "points"), found, wanted, strict=True):
+        assert_near(a.cpu(), b, 1e-4, name)
+
+
+def test_training_takes_the_kernel_that_has_a_backward() -> None:
+    model = make_fomm(small_config(), seed=3).train().to(DEVICE)
+    images = pictures(2, model.frame_size).float().to(DEVICE)
+    with Operators() as called:
+        keypoints = model.kp_detector(images)
+        model.generator(images, keypoints, keypoints[[1, 0]]).prediction.mean().backward()
+    assert called.names == {"warp", "warp_backward"}
+    assert model.kp_detector.kp.weight.grad is not None
+    assert model.kp_detector.kp.weight.grad.abs().max() > 0

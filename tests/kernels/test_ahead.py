@@ -11,8 +11,15 @@ pytest.importorskip("triton", reason="this torch comes without triton")
 
 from dfm_bench.kernel_cases import KernelCase, kernel_cases
 from dfm_kernels.ahead import compiling_for
+from dfm_kernels.coordinates import Points
+from dfm_kernels.deformation import mix_motions
 from dfm_kernels.dispatch import INTERPRETED, launches_on
+from dfm_kernels.from_yuv import yuv_to_rgb
+from dfm_kernels.softargmax import soft_argmax
+from dfm_kernels.sparse_motion import sparse_motion
+from dfm_kernels.to_yuv import rgb_to_yuv
 from dfm_kernels.warp import warp
+from dfm_kernels.warp_backward import warp_backward
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
 
@@ -42,6 +49,22 @@ def test_a_kernel_compiles_without_a_gpu_and_runs_nothing() -> None:
     assert re.search(r"st\.global\.v4\.b32", kernel.ptx)
     assert (0 < kernel.registers <= 64, kernel.spilled_bytes, kernel.shared_bytes) == (True, 0, 0)
     assert torch.equal(warp(features, grid, None, align_corners=True), features * 0)
+
+
+@pytest.mark.slow
+def test_sizes_of_one_compile_too() -> None:
+    """Triton makes constants of arguments that equal one; the interpreter does not."""
+    one, grid = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 2)
+    points = Points(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 2))
+    with compiling_for(90) as compiled, torch.no_grad():
+        warp(one, grid, one, align_corners=False)
+        warp_backward(one, one, grid, one, True, True, True)
+        sparse_motion(one, points, points, variance=0.01, align_corners=True)
+        mix_motions(torch.zeros(1, 2, 1, 1), one, points, points)
+        soft_argmax(one, torch.zeros(1, 4, 1, 1), temperature=0.1)
+        rgb_to_yuv(torch.zeros(1, 3, 2, 2))
+        yuv_to_rgb(torch.zeros(1, 3, 2, dtype=torch.uint8), boxes=torch.ones(4).cumsum(0), size=1)
+    assert {kernel.name for kernel in compiled} == KERNELS
 
 
 @pytest.mark.slow
