@@ -5,6 +5,11 @@
 `fill.py` is the run (read it first), `sampler.py` what it asks of a decoder, `pyav.py` the one for
 processors; `meta.py`, `index.py` and `frames.py` are the store that is left.
 
+    store ─► loader (device, host, memmap, stream) ─► gather ─► fused augment ─► Batch
+
+`batches.py` is what a training asks (read it first), `order.py` what all randomness comes from,
+`draws.py` and `augment.py` what happens to a batch.
+
     STORE/
       meta.json           how to read the rest; written last, so a store that has it is whole
       prepare.json        what was asked for; a folder is filled with one set of options
