@@ -143,6 +143,10 @@ def run_train_detector(
             f"recipe {recipe.name!r}: the backbone of {model} is frozen, its features are computed "
             "once and cannot be augmented; empty [augment], or take it out of model.frozen"
         )
+    if is_frozen and weights == "none":
+        log.warning(
+            "train  %s is frozen with seeded weights: give --weights cache or a file", model
+        )
     where = pick_device(device)
     opened = Store.open(Path(store))
     detector = create_detector(
