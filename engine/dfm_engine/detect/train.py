@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from dfm_engine.detect.models import create_detector
 from dfm_engine.detect.run_folder import RunFolder, open_run
 from dfm_engine.detect.train_data import Feed, TrainData, augment_for, store_digest
 from dfm_engine.detect.train_recipe import TrainDetectorRecipe, load_train_recipe
+from dfm_engine.detect.train_result import TrainDetectorResult
 from dfm_engine.detect.train_step import TrainingStep, learning_rate
 from dfm_engine.detect.weights import fill_from_file
 from dfm_engine.errors import RecipeError
@@ -45,60 +45,6 @@ from dfm_engine.train_device import machine, pick_device
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainDetectorResult:
-    """What a run came to.
-
-    Attributes:
-        out: folder of the run.
-        model: its name.
-        weights: the file that is handed on.
-        weights_sha256: of that file.
-        epochs: done over all calls.
-        steps: done over all calls.
-        best_epoch: whose weights these are, from 1.
-        best: its row of the history.
-        train_s: seconds of training over all calls, validation included.
-        samples_per_s: of the steps of this call alone; 0 where there were none.
-    """
-
-    out: Path
-    model: str
-    weights: Path
-    weights_sha256: str
-    epochs: int
-    steps: int
-    best_epoch: int
-    best: dict[str, float]
-    train_s: float
-    samples_per_s: float
-    exit_code: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            **asdict(self),
-            "out": os.fspath(self.out),
-            "weights": os.fspath(self.weights),
-            "train_s": round(self.train_s, 2),
-            "samples_per_s": round(self.samples_per_s, 1),
-        }
-
-    def print(self) -> None:
-        """For people, on stderr."""
-        accuracies = "".join(
-            f"  {name.split('/')[1]} {value:.3f}"
-            for name, value in self.best.items()
-            if name.count("/") == 2
-        )
-        sys.stderr.write(
-            f"{self.model}: {self.epochs} epochs, {self.steps} steps in {self.train_s:.0f} s\n"
-            f"best is epoch {self.best_epoch}: accuracy on val frames "
-            f"{self.best['val/accuracy']:.3f}{accuracies}\n"
-            f"weights {self.weights}\n"
-        )
 
 
 def run_train_detector(
@@ -144,9 +90,7 @@ def run_train_detector(
             "once and cannot be augmented; empty [augment], or take it out of model.frozen"
         )
     if is_frozen and weights == "none":
-        log.warning(
-            "train  %s is frozen with seeded weights: give --weights cache or a file", model
-        )
+        log.warning("train  %s is frozen at seeded weights: give --weights a file or cache", model)
     where = pick_device(device)
     opened = Store.open(Path(store))
     detector = create_detector(
