@@ -40,7 +40,7 @@ class ExportedGraph:
         sha256: of the file.
         size_bytes: of the file.
         census: element type -> how many tensors of it the nodes of the graph make; see
-            `to_onnx.dtype_census`. Engines built from the file are held against it.
+            `onnx_checks.dtype_census`. Engines built from the file are held against it.
         grid_samples: how many GridSample nodes it has.
         parity: measured errors, by name; see `parity` and `precision`.
         seconds: the export took.

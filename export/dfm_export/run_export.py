@@ -8,11 +8,8 @@ then engines, if asked for.
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,8 @@ from dfm_engine.machine import installed
 from dfm_engine.machinery import load_fomm
 from dfm_export.artifact import FILE_NAME, Artifact, ExportedGraph, open_artifact, write_artifact
 from dfm_export.cases import DetectorCases, FommCases
-from dfm_export.engines import EnginesResult, run_build_engines
+from dfm_export.engines import run_build_engines
+from dfm_export.export_settings import ExportResult, ExportSettings
 from dfm_export.graphs import Graph, detector_graph, fomm_graphs
 from dfm_export.int8 import quantise_graphs, wants_subpixel
 from dfm_export.parity import (
@@ -37,7 +35,7 @@ from dfm_export.parity import (
     measure_detector,
     measure_fomm,
 )
-from dfm_export.precision import Kind, Plan, plan_of
+from dfm_export.precision import Kind, Plan
 from dfm_export.to_onnx import export_graph
 from dfm_export.to_tensorrt import BuildSettings, Profile
 from dfm_export.trt_api import flavour_of
@@ -52,86 +50,10 @@ __all__ = [
 ]
 
 Said = Callable[[str], None]
-TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 _SAMPLERS = ("animate", "motion", "render")
 _PACKAGES = ("dfm-engine", "torch", "onnx", "onnxscript", "timm")
-_ROWS = ((1, 1), (1, 2), (2, 2))
-"""Sources and rows of each that every file is run with: one row, one source for all, one each."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSettings:
-    """What the command line says beyond the network.
-
-    Attributes:
-        to: onnx, tensorrt or tensorrt-rtx.
-        precision: a plan; None: fp32.
-        profile: rows of an engine, `min,opt,max`.
-        targets: chips to build engines for, such as `sm89`.
-        out: the folder.
-    """
-
-    to: str = "onnx"
-    precision: str | None = None
-    profile: str = Profile().text
-    targets: tuple[str, ...] = ()
-    out: Path
-
-    def __post_init__(self) -> None:
-        if self.to not in TARGETS:
-            raise UsageError(f"--to takes {', '.join(TARGETS)}, found {self.to!r}")
-        if self.targets and self.to != "tensorrt-rtx":
-            raise UsageError(
-                f"--target {','.join(self.targets)}: --to {self.to} does not build for chips that "
-                "are elsewhere; --to tensorrt-rtx does"
-            )
-        Profile.parse(self.profile)
-
-    def plan(self, kind: Kind) -> Plan:
-        """The plan of precision."""
-        return plan_of(kind, self.precision or "fp32")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportResult:
-    """What was exported.
-
-    Attributes:
-        artifact: the folder.
-        engines: built of it; None where none were asked for.
-        seconds: it all took.
-    """
-
-    artifact: Artifact
-    engines: EnginesResult | None
-    seconds: float
-    exit_code: int = field(default=0, init=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            "schema_version": 1,
-            "out": os.fspath(self.artifact.path),
-            "seconds": round(self.seconds, 2),
-            **self.artifact.to_json(),
-            "engines": None if self.engines is None else self.engines.to_json(),
-        }
-
-    def print(self) -> None:
-        """For people, on stderr."""
-        artifact = self.artifact
-        for graph in artifact.graphs.values():
-            census = ", ".join(f"{count} {dtype}" for dtype, count in graph.census.items())
-            sys.stderr.write(f"{graph.path}: {graph.size_bytes / 1e6:.1f} MB, tensors: {census}\n")
-        for where in ("torch", "onnxruntime"):
-            errors = artifact.gates.get(where)
-            if isinstance(errors, Mapping):
-                sys.stderr.write(f"{artifact.precision} in {where}: {_words(errors)}\n")
-            elif errors:
-                sys.stderr.write(f"{artifact.precision} in {where}: {errors}\n")
-        if self.engines is not None:
-            self.engines.print()
-        sys.stderr.write(f"{artifact.path / FILE_NAME}, {self.seconds:.0f} s\n")
+_ROWS = ((1, 2), (2, 1))
+"""Sources and rows of each that every file is run with: one source for all rows, and one each."""
 
 
 def run_export_fomm(
@@ -327,6 +249,7 @@ def _measure_files(calls: Mapping[str, Call], cases: FommCases) -> dict[str, flo
         for name, value in measure_fomm(calls, cases, sources=sources, rows_each=rows_each).items():
             pick = min if name.endswith("_db") else max
             worst[name] = pick(worst.get(name, value), value)
+        calls = {name: call for name, call in calls.items() if name != "keypoints"}  # once is all
     return worst
 
 
@@ -384,15 +307,3 @@ def _finish(artifact: Artifact, settings: ExportSettings, start: float, say: Sai
             say=say,
         )
     return ExportResult(artifact=artifact, engines=engines, seconds=time.perf_counter() - start)
-
-
-def _words(errors: Mapping[str, float]) -> str:
-    named = {
-        "keypoints_px": "keypoints {:.2g} px",
-        "animate_db": "worst frame {:.1f} dB",
-        "flips": "{:.2%} of decisions flip",
-        "max_dp": "probabilities within {:.2g}",
-    }
-    found = [text.format(errors[name]) for name, text in named.items() if name in errors]
-    largest = max(value for name, value in errors.items() if name.startswith("max_abs."))
-    return ", ".join([*found, f"outputs within {largest:.2g}"])

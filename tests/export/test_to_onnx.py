@@ -13,8 +13,9 @@ from dfmtest_export import tiny_file, tiny_fomm, tiny_graphs
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dfm_engine.errors import CheckFailed, UsageError
+from dfm_export.onnx_checks import check_graph, dtype_census
 from dfm_export.precision import plan_of
-from dfm_export.to_onnx import check_graph, dtype_census, export_graph
+from dfm_export.to_onnx import export_graph
 
 PLAN = plan_of("fomm", "fp16_islands")
 
