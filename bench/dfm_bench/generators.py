@@ -87,6 +87,7 @@ class Way:
         gate: what it has to hold.
         flops: of one frame of `animate` as executed, two for a multiply-add.
         batches: rows per call to measure.
+        dtype: that most of the arithmetic is done in.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Way:
     gate: Gate
     flops: float
     batches: tuple[int, ...]
+    dtype: str = "float32"
 
 
 class Subject:
@@ -152,20 +154,18 @@ def generator_rows(
     Args:
         subject: what to animate.
         ways: already checked.
-        gflops: arithmetic rate of the device by dtype name, GFLOP/s; `float32` is there.
+        gflops: arithmetic rate of the device by dtype name, GFLOP/s; others have no ceiling.
         repeats: rounds that count.
         command: for the rows.
     """
     device = subject.source.device
     calls: dict[str, Callable[[int], object]] = {}
-    made: dict[str, tuple[str, int, float, float, str]] = {}
+    made: dict[str, tuple[str, int, float, str]] = {}
     loop_flops = count_flops(functools.partial(subject.loop, subject.driving[:1]))
     calls["loop"] = lambda turn: subject.loop(_frame(subject.driving, turn))
-    made["loop"] = ("reference loop", 1, loop_flops, gflops["float32"], "float32")
+    made["loop"] = ("reference loop", 1, loop_flops, "float32")
     for way in ways:
         features, kp_source, kp_driving = subject.prepared(way.runner)
-        dtype = "float32" if way.gate is EXACT else "float16"
-        rate = gflops.get(dtype, gflops["float32"])
         for batch in way.batches:
             key = f"{way.name} {batch}"
 
@@ -180,7 +180,7 @@ def generator_rows(
                 return runner.animate(*given, driving[picked])
 
             calls[key] = call
-            made[key] = (way.name, batch, way.flops, rate, dtype)
+            made[key] = (way.name, batch, way.flops, way.dtype)
     timings = measure(
         calls, range(DRIVING_FRAMES), repeats=repeats, clock=clock_for(device), warm_up=1
     )
@@ -195,11 +195,11 @@ def generator_rows(
             shape=(batch, 3, height, width),
             dtype=dtype,
             device=device.type,
-            ceiling=rate * 1e9 / flops,
+            ceiling=gflops[dtype] * 1e9 / flops if dtype in gflops else None,
             ceiling_of=f"{dtype} products, {flops / 2e9:.1f} GMAC a frame",
             command=command,
         )
-        for key, (name, batch, flops, rate, dtype) in made.items()
+        for key, (name, batch, flops, dtype) in made.items()
     ]
 
 

@@ -169,8 +169,11 @@ def _fill(
     clips: Sequence[ListedClip], passes: int, workload: FillWorkload, layout: Layout, out: Path
 ) -> Store:
     """The path of `prepare` from a manifest's clips on, every clip `passes` times."""
+    # Clips of their own: what is drawn once per store (the sheet) must not grow with the passes.
     many = tuple(
-        replace(clip, key=f"{turn}/{clip.key}") for turn in range(passes) for clip in clips
+        replace(clip, key=f"{turn}/{clip.key}", clip_id=f"{turn}/{clip.clip_id}")
+        for turn in range(passes)
+        for clip in clips
     )
     options = PrepareOptions(
         data=clips[0].file.parent,

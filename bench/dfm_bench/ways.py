@@ -12,20 +12,34 @@ import torch
 from dfm_bench.generators import EXACT, REDUCED, Way
 from dfm_bench.roofline import count_flops
 from dfm_engine.backends import Runner, TorchRunner
+from dfm_engine.errors import CheckFailed, EnvironmentUnfit
+from dfm_engine.fomm.fold import fold
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.fomm.values import Keypoints
 from dfm_export.fomm_runner import FommGraphsRunner
 from dfm_export.graphs import fomm_graphs
-from dfm_export.models import choose_backend
+from dfm_export.models import Opening, open_fomm_runner
 from dfm_export.precision import plan_of
-from dfm_export.provide import provide_fomm
-from dfm_export.runners import TorchGraph
+from dfm_export.provide import ExportCache, provide_fomm
+from dfm_export.runners import CompiledTorchGraph, GraphRunner, TorchGraph
 
-__all__ = ["open_ways"]
+__all__ = ["animate_flops", "open_ways"]
+
+Said = Callable[[str], None]
 
 CPU_BATCHES = (1, 8)
 QUICK_BATCHES = (4,)
 CUDA_BATCHES = (1, 4, 16, 64)
+EXPORTED = {  # backend and plan of precision, per device
+    "cpu": (
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "int8_wide"),
+    ),
+    "cuda": (("onnxruntime", "fp32"), ("onnxruntime", "fp16_islands")),
+}
+QUICK_EXPORTED = {"cpu": (("onnxruntime", "fp32"),), "cuda": (("onnxruntime", "fp16_islands"),)}
 
 
 def open_ways(
@@ -35,46 +49,73 @@ def open_ways(
     quick: bool,
     backend: str = "torch",
     exported: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[Way]:
-    """Torch, and another way of running the model here if one is named.
+    say: Said = lambda text: None,
+) -> tuple[list[Way], list[str]]:
+    """Every way of running the model here.
 
     Args:
         fomm: copied, for a runner takes its model over.
         device: where to run.
-        quick: fewer batch sizes.
-        backend: of the command line.
+        quick: fewer ways and batch sizes.
+        backend: one more, of the command line; torch adds none.
         exported: see `dfm_export.provide`.
-        say: told what a person wants to read while it is opened.
+        say: told what a person wants to read while they are opened.
+
+    Returns:
+        The ways, and a line for each that there is not, with the reason.
     """
-    batches = QUICK_BATCHES if quick else CUDA_BATCHES if device.type == "cuda" else CPU_BATCHES
-    runner = TorchRunner(copy.deepcopy(fomm), device)
-    flops = animate_flops(runner)
-    ways = [Way(name="torch fp32", runner=runner, gate=EXACT, flops=flops, batches=batches)]
-    other = provide_fomm(
-        fomm,
-        backend=backend,
-        device=device.type,
-        batch_size=max(batches),
-        exported=exported,
-        say=say,
-    )
-    if other is not None:
-        # What the exported modules execute: up blocks rewritten, norms folded.
-        graphs = fomm_graphs(fomm, plan_of("fomm", "fp32"))
-        modules = {name: TorchGraph(graph, graph.spec) for name, graph in graphs.items()}
-        rewritten = animate_flops(FommGraphsRunner(modules, weights_sha256=""))
-        is_exact = "-fp32" in other.name
+    kind = device.type
+    batches = QUICK_BATCHES if quick else CUDA_BATCHES if kind == "cuda" else CPU_BATCHES
+    left: list[str] = []
+    ways: list[Way] = []
+
+    def add(name: str, precision: str, flops: float, open_runner: Callable[[], Runner]) -> None:
+        try:
+            runner = open_runner()
+        except (CheckFailed, EnvironmentUnfit) as error:
+            left.append(f"{name}: not measured. {error}")
+            return
+        gate = EXACT if precision == "fp32" else REDUCED
+        dtype = {"fp32": "float32", "fp16_islands": "float16"}.get(precision, "int8")
         ways.append(
-            Way(
-                name=f"{choose_backend(backend, device.type)} {'fp32' if is_exact else 'mixed'}",
-                runner=other,
-                gate=EXACT if is_exact else REDUCED,
-                flops=rewritten,
-                batches=batches,
-            )
+            Way(name=name, runner=runner, gate=gate, flops=flops, batches=batches, dtype=dtype)
         )
-    return ways
+
+    plain = TorchRunner(copy.deepcopy(fomm), device)
+    add("torch fp32", "fp32", animate_flops(plain), lambda: plain)
+    folded = TorchRunner(fold(fomm, subpixel=True), device)
+    rewritten = animate_flops(folded)
+    add("torch fp32, rewritten", "fp32", rewritten, lambda: folded)
+    if kind == "cuda":
+        for compiled in (False, True):
+            name = "torch.compile" if compiled else "torch"
+            add(
+                f"{name} fp16_islands",
+                "fp16_islands",
+                rewritten,
+                functools.partial(_mixed, fomm, device, compiled=compiled),
+            )
+    for runtime, precision in (QUICK_EXPORTED if quick else EXPORTED)[kind]:
+        is_plain = precision == "int8_wide"  # its up blocks are not rewritten
+        add(
+            f"{runtime} {precision}",
+            precision,
+            animate_flops(TorchRunner(fold(fomm), device)) if is_plain else rewritten,
+            functools.partial(_exported, fomm, runtime, precision, device, max(batches), say),
+        )
+    if not any(way.name.startswith(f"{backend} ") for way in ways) or exported is not None:
+        named = provide_fomm(
+            fomm,
+            backend=backend,
+            device=kind,
+            batch_size=max(batches),
+            exported=exported,
+            say=say,
+        )
+        if named is not None:
+            precision = "fp32" if "-fp32" in named.name else "mixed"
+            add(f"{backend}, as given", precision, rewritten, lambda: named)
+    return ways, left
 
 
 def animate_flops(runner: Runner) -> float:
@@ -83,3 +124,22 @@ def animate_flops(runner: Runner) -> float:
     features, found = runner.source(image), runner.keypoints(image)
     moved = Keypoints(found.value + 0.01, found.jacobian)
     return count_flops(functools.partial(runner.animate, features, found, moved))
+
+
+def _exported(
+    fomm: Fomm, backend: str, precision: str, device: torch.device, rows: int, say: Said
+) -> Runner:
+    say(f"{backend} {precision}")
+    artifact = ExportCache().fomm(fomm, plan_of("fomm", precision), say=say)
+    return open_fomm_runner(artifact, Opening(backend=backend, device=device.type))
+
+
+def _mixed(fomm: Fomm, device: torch.device, *, compiled: bool) -> Runner:
+    """The modules that an export would write, run by torch."""
+    graphs = fomm_graphs(fomm, plan_of("fomm", "fp16_islands"))
+    make = CompiledTorchGraph if compiled else TorchGraph
+    runners: dict[str, GraphRunner] = {
+        name: make(graph, graph.spec, device=device, precision="fp16_islands")
+        for name, graph in graphs.items()
+    }
+    return FommGraphsRunner(runners, weights_sha256=fomm.weights_sha256)

@@ -44,7 +44,15 @@ _SOURCES = {  # what decides the bytes of an export, besides the packages
     "fomm": ("fomm/*.py", "norms.py"),
     "detector": ("detect/*.py", "norms.py"),
 }
-_WRITERS = ("graphs.py", "precision.py", "specs.py", "to_onnx.py", "run_export.py")
+_WRITERS = (
+    "graphs.py",
+    "precision.py",
+    "specs.py",
+    "to_onnx.py",
+    "run_export.py",
+    "int8.py",
+    "quantised.py",
+)
 
 
 def provide_fomm(

@@ -129,24 +129,43 @@ def test_a_backend_that_is_wrong_has_no_numbers(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_named_backend_is_one_more_way_with_the_products_that_it_executes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_way_has_the_products_that_it_executes(monkeypatch: pytest.MonkeyPatch) -> None:
+    fomm = make_fomm(small_config(num_kp=4), seed=1)
+
+    def exported(model: Any, backend: str, precision: str, *_: Any) -> TorchRunner:
+        if precision.startswith("int8"):
+            raise CheckFailed("the worst frame has 30.0 dB")
+        return TorchRunner(copy.deepcopy(model))
+
+    monkeypatch.setattr(ways, "_exported", exported)
+    found, left = ways.open_ways(fomm, torch.device("cpu"), quick=False)
+    assert [way.name for way in found] == [
+        *("torch fp32", "torch fp32, rewritten", "onnxruntime fp32", "openvino fp32"),
+    ]
+    assert [line.split(":")[0] for line in left] == ["onnxruntime int8", "openvino int8_wide"]
+    assert "30.0 dB" in left[0]
+    plain, rewritten, other, _ = found
+    assert rewritten.gate is EXACT
+    # an up block as a transposed convolution has 16 products where it had 36
+    assert 0.4 * plain.flops < rewritten.flops < plain.flops
+    assert other.flops == rewritten.flops
+
+
+def test_a_named_backend_is_one_more_way(monkeypatch: pytest.MonkeyPatch) -> None:
     fomm = make_fomm(small_config(num_kp=4), seed=1)
     asked: dict[str, Any] = {}
 
     class Named(TorchRunner):
-        name = "onnxruntime-cpu-fp32-12345678"
+        name = "tensorrt-cuda-fp32-12345678"
 
     def provide(model: Any, **how: Any) -> TorchRunner | None:
         asked.update(how)
-        return None if how["backend"] == "torch" else Named(copy.deepcopy(model))
+        return Named(copy.deepcopy(model))
 
     monkeypatch.setattr(ways, "provide_fomm", provide)
-    (plain,) = ways.open_ways(fomm, torch.device("cpu"), quick=True)
-    same, other = ways.open_ways(fomm, torch.device("cpu"), quick=True, backend="onnxruntime")
-    assert asked["batch_size"] == max(plain.batches)
-    assert (same.name, other.name) == ("torch fp32", "onnxruntime fp32")
-    assert other.gate is EXACT
-    # an up block as a transposed convolution has 16 products where it had 36
-    assert 0.4 * same.flops < other.flops < same.flops
+    monkeypatch.setattr(ways, "_exported", lambda model, *_: TorchRunner(copy.deepcopy(model)))
+    found, left = ways.open_ways(fomm, torch.device("cpu"), quick=True, backend="tensorrt")
+    assert [way.name for way in found][-1] == "tensorrt, as given"
+    assert found[-1].gate is EXACT
+    assert asked["batch_size"] == max(found[0].batches)
+    assert left == []

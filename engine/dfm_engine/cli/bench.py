@@ -50,24 +50,25 @@ def bench_throughput(
         open_runner=runner_opener(backend, exported),
     )
     fomm = load_fomm(generating, fomm_config)
+    ways, left = open_ways(
+        fomm,
+        machinery.runner.device,
+        quick=quick,
+        backend=backend,
+        exported=exported,
+        say=say,
+    )
     result = run_bench_throughput(
         workload,
         machinery,
         fomm,
-        open_ways(
-            fomm,
-            machinery.runner.device,
-            quick=quick,
-            backend=backend,
-            exported=exported,
-            say=say,
-        ),
+        ways,
         out=out,
         command=_bench_command(
             "throughput", weights, fomm_config, quick=quick, device=machinery.runner.device.type
         )
         + ("" if backend == "torch" else f" --backend {backend}"),
-        remark=weights_banner(building),
+        remark="\n\n".join(part for part in (weights_banner(building), *left) if part),
     )
     result.print()
     finish(result.to_json(), as_json, result.exit_code)
