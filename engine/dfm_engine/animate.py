@@ -9,14 +9,15 @@ source and keypoints alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from dfm_engine.backends import Runner
 from dfm_engine.clip import Pixels
-from dfm_engine.errors import ShapeError
+from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
 from dfm_engine.pixels import frames_from_images, images_from_frames
 
@@ -60,7 +61,11 @@ class _Progress:
 
 
 def animate_jobs(
-    jobs: Iterable[AnimationJob], *, runner: Runner, batch_size: int
+    jobs: Iterable[AnimationJob],
+    *,
+    runner: Runner,
+    batch_size: int,
+    on_halved: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[AnimationJob, Pixels]]:
     """Animate jobs one after the other, in batches that cross from one to the next.
 
@@ -70,25 +75,45 @@ def animate_jobs(
     Args:
         jobs: in the order wanted; asked for lazily.
         runner: holds the model.
-        batch_size: rows in every batch.
+        batch_size: rows in every batch; while the device has too little memory for it, halved.
+        on_halved: told the new number before it is used.
 
     Yields:
         Each job with its frames, uint8 (T, H, W, 3) RGB, in the order of `jobs`.
 
     Raises:
         ShapeError: a batch size below 1, or a job whose shapes are not the model's.
+        EnvironmentUnfit: the device has too little memory for one row.
     """
     if batch_size < 1:
         raise ShapeError(f"batch_size must be at least 1, got {batch_size}")
-    waiting: deque[_Progress] = deque()  # jobs with rows in, or waiting for, the next batch
+
+    def run_batch() -> None:
+        nonlocal batch_size
+        while True:
+            try:
+                return _run_batch(waiting, runner, batch_size)
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    raise EnvironmentUnfit(
+                        f"animating one row on {runner.device}: out of memory ({error}); free "
+                        "some, or use --device cpu"
+                    ) from None
+            torch.cuda.empty_cache()
+            batch_size //= 2
+            if on_halved is not None:
+                on_halved(batch_size)
+
+    # Jobs with rows in, or waiting for, the next batch.
+    waiting: deque[_Progress] = deque()
     for job in jobs:
         frames = np.empty((len(job.kp_driving), *runner.frame_size, 3), dtype=np.uint8)
         waiting.append(_Progress(job, frames))
         while sum(entry.rows_left for entry in waiting) >= batch_size:
-            _run_batch(waiting, runner, batch_size)
+            run_batch()
             yield from _finished(waiting)
-    if waiting:
-        _run_batch(waiting, runner, batch_size)
+    while waiting:
+        run_batch()
         yield from _finished(waiting)
 
 

@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dfm_engine.actions import Action
@@ -66,7 +67,8 @@ def build_dataset(
         detector: finds faces, for the screen.
         framer: frames a clip by its face, for the preparation.
         workers: encode processes.
-        batch_size: generator rows per batch; fixed in run.json, as it may decide a rounding.
+        batch_size: generator rows per batch; fixed in run.json, as it may decide a rounding. A run
+            that is there keeps its own, unless the recipe names one.
         threads: of torch, set by the caller; likewise.
         reader: decodes the clips, the same that `framer` uses; PyAV where left out. Fixed in
             run.json, too: two decoders agree within a rounding, not to the bit.
@@ -87,6 +89,8 @@ def build_dataset(
     inputs = list_inputs(options)
     for warning in inputs.warnings:
         say(f"note: {warning}")
+    if not recipe.plan.batch_size:
+        batch_size = _begun_with(options.out, "batch_size", batch_size)
     contract = {
         "recipe": recipe_hash(recipe),
         "weights_sha256": runner.weights_sha256,
@@ -223,6 +227,12 @@ def _make(planner: Planner, workshop: Workshop, pace: _Pace, stop: StopRequest) 
                 planner.record(candidate, known)
         workshop.make_wave(to_do, record=record, stop=stop)
         stop.raise_if_set()
+
+
+def _begun_with(out: Path, name: str, planned: int) -> int:
+    """What the run in this folder was planned with, or came down to; `planned` for a new one."""
+    begun = (RunFolder.recorded(out) or {}).get("contract", {}).get(name)
+    return begun if isinstance(begun, int) and begun > 0 else planned
 
 
 def _refuse_if_none(

@@ -242,6 +242,11 @@ class RunFolder:
         facts |= sections
         write_durably(self.out / RUN, json.dumps(facts, indent=1).encode())
 
+    def amend(self, **changes: Any) -> None:
+        """Change the contract of the run that is under way, in run.json too."""
+        contract = (self.recorded(self.out) or {}).get("contract", {})
+        self.write_run(contract={**contract, **json.loads(_canonical(changes))})
+
     def write_tables(self, rows: Iterable[Row], quarantine: Iterable[QuarantineRow]) -> None:
         """Write both tables, and into run.json their hashes, which `verify_dataset` compares."""
         written = {

@@ -10,6 +10,7 @@ animation is screened. Order is kept throughout, so a build's bytes do not depen
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.recipe import BuildRecipe
 from dfm_engine.screen import Detector, ExternalVerdicts, Verdict, screen_animation
 from dfm_engine.shelf import OpenDriving, OpenSource, Shelf
+
+_log = logging.getLogger(__name__)
 
 OPEN_JOBS = 2
 """Jobs whose clips are open and that wait for the generator."""
@@ -202,7 +205,9 @@ class Workshop:
                     kp_driving=job.kp_driving,
                 )
 
-        animations = animate_jobs(wanted(), runner=self._runner, batch_size=self._batch_size)
+        animations = animate_jobs(
+            wanted(), runner=self._runner, batch_size=self._batch_size, on_halved=self._halve
+        )
         while True:
             with self._meters.busy("animate"):
                 entry = next(animations, None)
@@ -212,6 +217,12 @@ class Workshop:
             assert isinstance(animation.key, OpenJob)
             self._meters.count("animate", clips=1, frames=len(frames))
             yield animation.key, frames
+
+    def _halve(self, batch_size: int) -> None:
+        """The device has no memory for the planned batch: plan anew, for later runs too."""
+        _log.warning("out of memory on %s: batches of %d rows", self._runner.device, batch_size)
+        self._batch_size = batch_size
+        self._folder.amend(batch_size=batch_size)
 
     def _screen(self, animations: Iterable[tuple[OpenJob, Pixels]]) -> Iterator[Screened]:
         for job, frames in animations:

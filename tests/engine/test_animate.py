@@ -9,7 +9,7 @@ from dfmtest_fomm import make_fomm, pictures, small_config
 
 from dfm_engine.animate import AnimationJob, animate_jobs, prepare_driving, prepare_source
 from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
-from dfm_engine.errors import ShapeError
+from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm import Keypoints, SourceFeatures, parse_config
 from dfm_engine.pixels import frames_from_images, images_from_frames
 
@@ -151,6 +151,38 @@ def test_jobs_are_asked_for_one_batch_ahead_at_most() -> None:
         assert job.key == given
         assert len(asked) - given <= 2  # the one given and the one that shares its batch
     assert list(stream) == []
+
+
+class Cramped(Counting):
+    """Has memory for so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def animate(
+        self, features: SourceFeatures, kp_source: Keypoints, kp_driving: Keypoints
+    ) -> torch.Tensor:
+        if len(kp_driving) > self.rows:
+            raise torch.OutOfMemoryError("tried to allocate")
+        return super().animate(features, kp_source, kp_driving)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost() -> None:
+    told: list[int] = []
+    jobs = [counting_job(key, length) for key, length in enumerate((5, 9, 2))]
+    runner = Cramped(3)
+    results = list(animate_jobs(jobs, runner=runner, batch_size=8, on_halved=told.append))
+    assert told == [4, 2]
+    assert {len(batch) for batch in runner.batches} == {2}
+    for key, (job, pixels) in enumerate(results):
+        assert job.key == key
+        assert pixels[:, 0, 0, 0].tolist() == [100 + 10 * key + t for t in range(len(pixels))]
+
+
+def test_too_little_memory_for_one_row_ends_the_run_with_advice() -> None:
+    with pytest.raises(EnvironmentUnfit, match=r"one row on cpu: out of memory .*--device cpu"):
+        list(animate_jobs([counting_job(0, 3)], runner=Cramped(0), batch_size=4))
 
 
 def test_no_jobs_give_nothing_and_empty_ones_are_refused() -> None:

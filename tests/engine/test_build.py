@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import random
@@ -13,7 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
+from dfm_engine.backends import TorchRunner
+from dfm_engine.jobs import RunFolder
 from dfm_engine.manifest import read_manifest
 from dfm_engine.quarantine import read_quarantine
 from dfm_engine.verify import verify_dataset
@@ -198,6 +203,22 @@ def kill_and_compare(arguments: list[str], out: Path, reference: Path, *, times:
     assert contents(out) == contents(reference)
     assert verify_dataset(out).failures == ()
     assert not list(out.rglob("*.tmp-*"))
+
+
+def test_a_batch_that_was_halved_is_the_plan_of_the_next_run(workbench, tmp_path):
+    class Cramped(TorchRunner):
+        def animate(self, features, kp_source, kp_driving):
+            if len(kp_driving) > 2:
+                raise torch.OutOfMemoryError("tried to allocate")
+            return super().animate(features, kp_source, kp_driving)
+
+    runner = Cramped(copy.deepcopy(workbench.runner.fomm))
+    out = tmp_path / "out"
+    assert dataclasses.replace(workbench, runner=runner).build(out, limit=2).made == 4
+    assert RunFolder.recorded(out)["contract"]["batch_size"] == 2
+    assert workbench.build(out).exit_code == 0  # planned with 8, goes on with 2
+    assert RunFolder.recorded(out)["contract"]["batch_size"] == 2
+    assert not verify_dataset(out).failures
 
 
 def test_killed_three_times_it_ends_the_same(built, clips, test_recipe, tiny_yaml, tmp_path):
