@@ -2,8 +2,9 @@
 
     data ─► list ─► look (probe, face box) ─► sample N frames ─► shards ─► index, meta.json
 
-`fill.py` is the run (read it first), `filler.py` its shards, `sampler.py` what it asks of a decoder, `pyav.py` the one for
-processors; `meta.py`, `index.py` and `frames.py` are the store that is left.
+`fill.py` is the run (read it first), `filler.py` its shards, `sampler.py` what it asks of a
+decoder, `pyav.py` the one for processors; `meta.py`, `index.py` and `frames.py` are the store that
+is left.
 
     store ─► loader (device, host, memmap, stream) ─► gather ─► fused augment ─► Batch
 
