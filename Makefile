@@ -37,8 +37,8 @@ demo: setup      ## a small data set from procedural faces, out/demo/report.html
 	$(BIN)/dfm-engine dataset verify out/demo
 	@echo "Look at out/demo/report.html; the data set is out/demo/manifest.parquet and data/"
 
-bench: setup     ## generator and build against their ceilings, out/bench
-	$(BIN)/dfm-engine bench throughput --out out/bench
+bench: setup     ## every benchmark, out/bench/report.html
+	$(BIN)/dfm-engine bench --out out/bench
 
 wheel: setup     ## one wheel with every package
 	$(BIN)/uv build --wheel

@@ -11,6 +11,25 @@ from dfm_engine.cli.backends import Backend, Exported, runner_opener
 from dfm_engine.cli.common import Device, FommYaml, Json, bench_app, finish, say
 
 
+@bench_app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of all reports.")] = Path("out/bench"),
+    quick: Annotated[bool, typer.Option("--quick", help="Each in its short form.")] = False,
+    minutes: Annotated[float, typer.Option(help="For all of them together.", min=0.1)] = 60.0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure speed; without a verb every benchmark, into one folder."""
+    if context.invoked_subcommand is not None:
+        return
+    from dfm_bench.everything import run_everything
+
+    result = run_everything(out=out, device=device, quick=quick, limit_s=60 * minutes, say=say)
+    result.print()
+    finish(result.to_json(), as_json, result.exit_code)
+
+
 @bench_app.command("throughput")
 def bench_throughput(
     out: Annotated[Path, typer.Option(help="Folder of the report and of the rendered clips.")],

@@ -20,7 +20,7 @@ app = typer.Typer(
 dataset_app = typer.Typer(no_args_is_help=True, help="Look at a built data set.")
 train_app = typer.Typer(no_args_is_help=True, help="Train a network.")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a trained network.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed.")
+bench_app = typer.Typer(help="Measure speed; without a verb every benchmark, into one folder.")
 export_app = typer.Typer(no_args_is_help=True, help="Write networks as ONNX and engines.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, the last line.")]
