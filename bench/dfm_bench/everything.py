@@ -82,7 +82,7 @@ class Everything:
         return {
             "schema_version": 1,
             "out": os.fspath(self.out),
-            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+            "outcomes": [{**asdict(o), "pages": list(o.pages)} for o in self.outcomes],
         }
 
 
