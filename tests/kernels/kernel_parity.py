@@ -1,9 +1,11 @@
 """The kernels against their references in float64, on the same inputs.
 
-Not collected by itself: `test_kernels.py` runs it with `TRITON_INTERPRET=1` on a CPU, and natively
-on a GPU. Outputs are allocated full of NaN (or 255), so an element that nobody wrote shows.
+Not collected by itself: `test_kernels.py` runs it with `TRITON_INTERPRET=1` on a CPU (the `slow`
+ones in the slow suite), and natively on a GPU. Outputs are allocated full of NaN (or 255), so an
+element that nobody wrote shows.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import os
@@ -11,6 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Operators remember this at their registration; at a first call it imports all of torch.compile.
+torch._disable_dynamo = lambda function, recursive=True: function
+
 from dfmtest_fomm import make_fomm, pictures, small_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +33,7 @@ from dfm_kernels.warp import warp, warp_reference
 DEVICE = os.environ.get("DFM_KERNEL_DEVICE", "cpu")
 EPS = 2.0**-24  # relative error of one rounding in float32
 ROUNDING = {torch.float32: EPS, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+SLOW = pytest.mark.slow
 BOTH = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "edges"])
 
 
@@ -115,7 +122,9 @@ WARPS = {
 
 @BOTH
 @pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("case", WARPS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=() if "blocks" in name else SLOW) for name in WARPS]
+)
 def test_warp_is_its_reference(case: str, layout: str, align_corners: bool) -> None:
     rows, channels, height, width, out_h, out_w = WARPS[case]
     random = Random(1)
@@ -184,7 +193,7 @@ def test_gradients_of_warp_are_those_of_its_reference(layout: str, align_corners
     def gradients(function, dtype: torch.dtype) -> list[Tensor]:
         leaves = [t.detach().to(dtype).requires_grad_() for t in (features, grid, shown)]
         out = function(*leaves, align_corners=align_corners)
-        return list(torch.autograd.grad(out, leaves, given.to(dtype)))
+        return list(torch.autograd.grad((out * given.to(dtype)).sum(), leaves))
 
     found, wanted = gradients(warp, torch.float32), gradients(warp_reference, torch.float64)
     # 3 roundings of a position at up to 9 pixels; a weight moves by as much. A feature's gradient
@@ -223,9 +232,9 @@ def test_warp_gives_only_the_gradients_asked_for() -> None:
 @pytest.mark.parametrize(
     ("rows", "points", "size", "jacobian", "layout", "align_corners"),
     [
-        (2, 3, (6, 8), True, "first", True),
+        pytest.param(2, 3, (6, 8), True, "first", True, marks=SLOW),
         (2, 3, (6, 8), True, "last", False),
-        (1, 3, (6, 8), False, "last", True),
+        pytest.param(1, 3, (6, 8), False, "last", True, marks=SLOW),
         (1, 17, (5, 7), True, "last", True),  # two blocks of channels
         (1, 4, (13, 11), True, "first", False),  # of pixels
     ],
@@ -256,7 +265,7 @@ def test_sparse_motion_is_its_reference(
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=SLOW)])
 def test_sparse_motion_takes_half_precision_and_one_source_for_all(dtype: torch.dtype) -> None:
     random = Random(7)
     small = random.uniform(1, 3, 7, 6).to(dtype).expand(3, -1, -1, -1)
@@ -275,7 +284,7 @@ def test_sparse_motion_takes_half_precision_and_one_source_for_all(dtype: torch.
 @pytest.mark.parametrize(
     ("jacobian", "occlusion", "layout", "dtype"),
     [
-        (True, True, "first", torch.float32),
+        pytest.param(True, True, "first", torch.float32, marks=SLOW),
         (True, True, "last", torch.float16),
         (False, True, "last", torch.float32),
         (True, False, "first", torch.bfloat16),
@@ -357,11 +366,16 @@ def test_soft_argmax_finds_a_sharp_peak() -> None:
 @pytest.mark.parametrize(
     ("layout", "dtype", "planes"),
     [
-        ("first", torch.uint8, "i420"),
-        ("last", torch.uint8, "nv12"),
         ("first", torch.float32, "i420"),
-        ("last", torch.float32, "nv12"),
-        ("last", torch.float16, "i420"),
+        ("last", torch.uint8, "nv12"),
+        *(
+            pytest.param(*case, marks=SLOW)
+            for case in [
+                ("first", torch.uint8, "i420"),
+                ("last", torch.float32, "nv12"),
+                ("last", torch.float16, "i420"),
+            ]
+        ),
     ],
 )
 def test_rgb_to_yuv_is_its_reference_bit_by_bit(layout: str, dtype: torch.dtype, planes) -> None:
@@ -468,6 +482,7 @@ def test_a_whole_frame_is_that_of_the_references(monkeypatch: pytest.MonkeyPatch
         assert_near(a.cpu(), b, 1e-4, name)
 
 
+@SLOW
 def test_training_takes_the_kernel_that_has_a_backward() -> None:
     model = make_fomm(small_config(), seed=3).train().to(DEVICE)
     images = pictures(2, model.frame_size).float().to(DEVICE)

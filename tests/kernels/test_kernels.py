@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 PARITY = Path(__file__).with_name("kernel_parity.py")
-TESTS = 57  # of them; fewer means that some were not found
+FAST, ALL = 37, 57  # of them; fewer means that some were not found
 
 
-def run_parity(**environment: str) -> str:
+def run_parity(marked: str, **environment: str) -> str:
     """The parity tests in a process of their own: Triton decides at import how it runs."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PARITY)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(PARITY)],
         env={**os.environ, **environment},
         cwd=PARITY.parents[2],
         capture_output=True,
@@ -33,11 +33,14 @@ def passed(output: str) -> int:
     return int(found[-1])
 
 
-def test_interpreted_kernels_agree_with_their_references() -> None:
+@pytest.mark.parametrize(
+    ("marked", "least"), [("not slow", FAST), pytest.param("", ALL, marks=pytest.mark.slow)]
+)
+def test_interpreted_kernels_agree_with_their_references(marked: str, least: int) -> None:
     pytest.importorskip("triton", reason="this torch comes without triton")
-    assert passed(run_parity(TRITON_INTERPRET="1")) >= TESTS
+    assert passed(run_parity(marked, TRITON_INTERPRET="1")) >= least
 
 
 @pytest.mark.gpu
 def test_native_kernels_agree_with_their_references() -> None:
-    assert passed(run_parity(TRITON_INTERPRET="0", DFM_KERNEL_DEVICE="cuda")) >= TESTS
+    assert passed(run_parity("", TRITON_INTERPRET="0", DFM_KERNEL_DEVICE="cuda")) >= ALL

@@ -155,9 +155,8 @@ def traced_as_on_a_gpu(**options: Any) -> torch.export.ExportedProgram:
         return torch.export.export(Whole().eval(), frame_inputs(2), **options)
 
 
-@pytest.mark.parametrize(
-    "strict", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["export", "dynamo"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True], ids=["export", "dynamo"])
 def test_a_trace_on_a_gpu_holds_operators_that_turn_into_standard_ones(strict: bool) -> None:
     program = traced_as_on_a_gpu(strict=strict)
     assert {name for name in names_in(program) if name.startswith("dfm.")} == {
