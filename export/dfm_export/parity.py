@@ -5,7 +5,7 @@ Two things are measured in the same way: a plan of precision, in torch, before a
 
 | limit | of |
 | --- | --- |
-| 1e-4, largest absolute difference of any output | every float32 graph |
+| 1e-4 (of the largest value, where that is above 1) | every output of a float32 graph |
 | 0.05 px | keypoints, at any precision |
 | 45 dB, the worst frame | `source` and `animate` together, mixed |
 | 0.1 % of decisions | detectors, mixed; so none of up to a thousand |
@@ -99,8 +99,9 @@ def measure_fomm(
         rows_each: driving rows of each source, the first so many.
 
     Returns:
-        `max_abs.<graph>.<output>` of every output, `keypoints_px` (largest shift along one axis, in
-        pixels of the frame) and `animate_db` (PSNR of the worst frame).
+        Of every output `max_abs.<graph>.<output>`, and `max_rel`, the same in units of the
+        output's largest value where that is above 1; `keypoints_px` (largest shift along one axis,
+        in pixels of the frame) and `animate_db` (PSNR of the worst frame).
     """
     truth = cases.tensors(sources=sources, rows_each=rows_each)
     state = dict(truth)
@@ -109,7 +110,7 @@ def measure_fomm(
     for name, call in calls.items():
         result = call({"images": of_sources} if name == "source" else state)
         for output, value in result.items():
-            found[f"max_abs.{name}.{output}"] = _max_abs(value, truth[output])
+            found |= _differences(f"{name}.{output}", value, truth[output])
         if name == "keypoints":
             found["keypoints_px"] = found["max_abs.keypoints.value"] * cases.side / 2
         else:
@@ -124,14 +125,14 @@ def measure_detector(call: Call, cases: DetectorCases) -> dict[str, float]:
 
     Returns:
         `flips` (share of frames that it decides otherwise), `max_dp` (largest change of the
-        probability of fake), `max_abs.detector.<output>` and `frames`.
+        probability of fake), `max_abs` and `max_rel` of every output as above, and `frames`.
     """
     truth = cases.tensors()
     parts = [call({"frames": part}) for part in truth["frames"].split(8)]
     found: dict[str, float] = {"frames": float(len(truth["frames"]))}
     for output in parts[0]:
         value = torch.cat([part[output] for part in parts])
-        found[f"max_abs.detector.{output}"] = _max_abs(value, truth[output])
+        found |= _differences(f"detector.{output}", value, truth[output])
         if output == "logits":
             fake, wanted = fake_probability(value), fake_probability(truth[output])
             found["max_dp"] = _max_abs(fake, wanted)
@@ -153,8 +154,8 @@ def check(errors: Mapping[str, float], plan: Plan, *, what: str) -> None:
     """
     wrongs = []
     for name, value in errors.items():
-        is_float32 = not plan.is_mixed or name.startswith("max_abs.keypoints")
-        if name.startswith("max_abs.") and is_float32 and not value <= FP32_LIMIT:
+        is_float32 = not plan.is_mixed or name.startswith("max_rel.keypoints")
+        if name.startswith("max_rel.") and is_float32 and not value <= FP32_LIMIT:
             wrongs.append(f"{name} {value:.3g}, at most {FP32_LIMIT:g}")
         if name == "keypoints_px" and not value <= KEYPOINTS_PX:
             wrongs.append(f"keypoints off by {value:.3g} px, at most {KEYPOINTS_PX:g}")
@@ -194,6 +195,14 @@ def _file_call(path: Path, spec: GraphSpec) -> Call:
         return {t.name: torch.from_numpy(r) for t, r in zip(spec.outputs, results, strict=True)}
 
     return call
+
+
+def _differences(output: str, found: Tensor, wanted: Tensor) -> dict[str, float]:
+    largest = _max_abs(found, wanted)
+    return {
+        f"max_abs.{output}": largest,
+        f"max_rel.{output}": largest / max(1.0, float(wanted.abs().max())),
+    }
 
 
 def _max_abs(found: Tensor, wanted: Tensor) -> float:

@@ -55,7 +55,8 @@ def test_a_float32_file_agrees_to_rounding() -> None:
     calls = calls_of_files({"render": tiny_file("render", "fp32")})
     for rows in ((1, 1), (1, 2), (2, 2)):
         errors = measure_fomm(calls, tiny_cases(), sources=rows[0], rows_each=rows[1])
-        assert set(errors) == {"max_abs.render.prediction", "animate_db"}
+        names = {"max_abs.render.prediction", "max_rel.render.prediction", "animate_db"}
+        assert set(errors) == names
         assert errors["max_abs.render.prediction"] < 5e-6
         check(errors, FP32, what="tiny")
 
@@ -96,7 +97,7 @@ def test_a_wrong_float32_file_fails_by_its_numbers(
 ) -> None:
     wrong = changed(tiny_file("render", "fp32"), tmp_path / "wrong.onnx", change)
     errors = measure_fomm(calls_of_files({"render": wrong}), tiny_cases())
-    with pytest.raises(CheckFailed, match=r"max_abs.render.prediction .* at most 0.0001"):
+    with pytest.raises(CheckFailed, match=r"max_rel.render.prediction .* at most 0.0001"):
         check(errors, FP32, what="tiny")
 
 
@@ -104,7 +105,7 @@ def test_rounded_keypoints_fail_under_a_mixed_plan_too(tmp_path: Path) -> None:
     file = tiny_file("keypoints", "fp16_islands")
     wrong = changed(file, tmp_path / "wrong.onnx", rounded_weights)
     errors = measure_fomm(calls_of_files({"keypoints": wrong}), tiny_cases())
-    with pytest.raises(CheckFailed, match=r"max_abs.keypoints.value .* at most 0.0001"):
+    with pytest.raises(CheckFailed, match=r"max_rel.keypoints.value .* at most 0.0001"):
         check(errors, MIXED, what="tiny")
 
 
@@ -118,7 +119,7 @@ def test_rounded_keypoints_fail_under_a_mixed_plan_too(tmp_path: Path) -> None:
             {"flips": 1 / 64, "frames": 64.0, "max_dp": 0.02},
             r"1.56% of 64 decisions flip, at most 0.1% \(largest change of a probability 0.02\)",
         ),
-        ({"max_abs.keypoints.jacobian": 2e-4}, "max_abs.keypoints.jacobian 0.0002"),
+        ({"max_rel.keypoints.jacobian": 2e-4}, "max_rel.keypoints.jacobian 0.0002"),
     ],
 )
 def test_errors_above_their_limit_are_refused_with_the_numbers(
@@ -132,6 +133,19 @@ def test_errors_above_their_limit_are_refused_with_the_numbers(
 def test_mixed_outputs_have_no_float32_limit_and_keypoints_do() -> None:
     check({"max_abs.animate.prediction": 0.03, "animate_db": 50.0}, MIXED, what="plan")
     check({"keypoints_px": 0.05, "animate_db": 45.0, "flips": 0.0}, MIXED, what="plan")
+
+
+def test_a_difference_counts_in_units_of_what_it_differs_from() -> None:
+    truth = tiny_cases().tensors()
+
+    def off(feeds):
+        return {"encoded": truth["encoded"] + 2e-4, "small": truth["small"] + 2e-4}
+
+    errors = measure_fomm({"source": off}, tiny_cases())
+    size = float(truth["encoded"].abs().max())
+    assert size > 1 > float(truth["small"].abs().max())
+    assert errors["max_rel.source.encoded"] == pytest.approx(2e-4 / size, rel=0.01)
+    assert errors["max_rel.source.small"] == pytest.approx(2e-4, rel=0.01)
 
 
 def test_flips_and_probabilities_are_counted() -> None:
