@@ -121,7 +121,9 @@ def test_canonical_clips_of_every_quality_go_to_nvdec(tmp_path: Path) -> None:
     i420 = rgb_to_i420(frames)
     for quality in QUALITIES:
         path = tmp_path / f"{quality}.mp4"
-        encode_clip(i420, path, quality=quality, fps=25, comment=provenance_comment({"synthetic": True}))
+        encode_clip(
+            i420, path, quality=quality, fps=25, comment=provenance_comment({"synthetic": True})
+        )
         found = probe(path)
         assert route(Stream.of_probe(found)) == route(CANONICAL)
 
