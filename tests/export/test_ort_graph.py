@@ -7,14 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from dfmtest_onnx_graphs import WARP, Warp, warp_feeds, write_warp
+from onnx import helper, numpy_helper
 
 from dfm_engine.errors import EnvironmentUnfit
+from dfm_export import ort_graph
 from dfm_export.cuda_graphs import MOST, CudaGraphs
 from dfm_export.front_door import Part
 from dfm_export.ort_graph import OrtGraph, open_session
+from dfm_export.ort_stages import StagedGraph
 from dfm_export.runners import CompiledTorchGraph, TorchGraph
 from dfm_export.specs import GraphSpec
 
@@ -42,7 +47,63 @@ def test_results_are_written_where_the_caller_says(path: Path) -> None:
     assert room[3].isnan().all()
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("is_staged", [True, False])
+def test_sampling_by_torch_and_by_onnxruntime_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_staged: bool, align_corners: bool
+) -> None:
+    monkeypatch.setattr(ort_graph, "_has_samples", lambda _: is_staged)
+    path = write_warp(tmp_path / "warp.onnx", align_corners=align_corners)
+    runner, feeds = OrtGraph(path, WARP), warp_feeds(3)
+    assert (runner._staged is not None) == is_staged
+    wanted = Warp(align_corners=align_corners)(*feeds.values())
+    torch.testing.assert_close(runner.run(feeds)["mask"], wanted, rtol=0, atol=2e-6)
+
+
+def test_a_graph_is_cut_at_each_sample_and_nowhere_else(tmp_path: Path) -> None:
+    """A sample of inputs, two of its result side by side, a weight and a constant used twice."""
+    sample = {"mode": "bilinear", "padding_mode": "zeros", "align_corners": 1}
+    node = helper.make_node
+    nodes = [
+        node("Constant", [], ["two"], value_float=2.0),
+        node("GridSample", ["image", "grid"], ["a"], **sample),
+        node("Mul", ["image", "two"], ["unused_before"]),
+        node("Add", ["a", "bias"], ["b"]),
+        node("GridSample", ["b", "grid"], ["c"], **sample),
+        node("GridSample", ["a", "grid"], ["d"], **sample),
+        node("Sub", ["c", "d"], ["e"]),
+        node("Mul", ["e", "two"], ["f"]),
+        node("Add", ["f", "bias"], ["g"]),
+        node("Add", ["g", "unused_before"], ["out"]),
+    ]
+    tensors = [
+        helper.make_tensor_value_info(name, 1, ["batch", *sides])
+        for name, sides in (("image", (3, 8, 8)), ("grid", (8, 8, 2)), ("out", (3, 8, 8)))
+    ]
+    bias = numpy_helper.from_array(np.full((1, 3, 1, 1), 0.5, dtype=np.float32), "bias")
+    graph = helper.make_graph(nodes, "g", tensors[:2], tensors[2:], [bias])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "g.onnx"))
+    opened: list[bytes] = []
+
+    def open_part(data: bytes) -> Any:
+        opened.append(data)
+        return open_session(data, "cpu")
+
+    staged = StagedGraph(tmp_path / "g.onnx", open_part)
+    assert (staged.inputs, staged.outputs, staged.samples) == (("image", "grid"), ("out",), 3)
+    parts = [[n.op_type for n in onnx.load_from_string(data).graph.node] for data in opened]
+    assert parts == [["Constant", "Mul"], ["Add"], ["Constant", "Sub", "Mul", "Add", "Add"]]
+    for rows in (1, 3):
+        feeds = warp_feeds(rows)
+        (found,) = staged.run(feeds).values()
+        arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
+        (wanted,) = open_session(tmp_path / "g.onnx", "cpu").run(None, arrays)
+        torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=0, atol=2e-6)
+
+
 def test_inputs_are_read_where_they_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_graph, "_has_samples", lambda _: False)
     bound: dict[str, int] = {}
     runner = OrtGraph(path, WARP)
     binding: Any = runner._session.io_binding()
