@@ -201,7 +201,9 @@ class Counter(Ticker):
 
     def __init__(self, name: str, unit: str) -> None:
         self._at = (0, 0)
-        super().__init__(lambda: f"{name}  {self._at[0]}/{self._at[1]} {unit}")
+        super().__init__(
+            lambda: f"{name}  {self._at[0]}/{self._at[1]} {unit}" if self._at[1] else ""
+        )
 
     def __call__(self, done: int, total: int) -> None:
         self._at = (done, total)

@@ -38,7 +38,8 @@ HOW = {
 }
 MAX_FRAMES = 8
 CELL_INCHES, LEFT, RIGHT, TOP = 1.5, 0.6, 0.9, 1.05  # inches of a cell and around all
-STRONGEST = 0.75  # opacity of the largest value
+STRONGEST = 0.75  # opacity of a strong value
+STRONG = 98.0  # percentile of all sizes: a few cells of a map are often ten times the others
 
 
 def class_maps(cam: NDArray[np.float32], spec: DetectorSpec) -> dict[str, NDArray[np.float32]]:
@@ -86,12 +87,13 @@ def write_cam_sheet(
     shown = evenly_spaced(len(video.frames), most)
     pictures = FrameFitter(spec)(torch.from_numpy(video.frames[shown])).numpy()
     maps = class_maps(cam[shown], spec)
-    bound = max(float(np.abs(values).max()) for values in maps.values()) or 1.0
+    sizes = np.abs(np.stack(list(maps.values())))
+    bound = float(np.percentile(sizes, STRONG)) or float(sizes.max()) or 1.0
     predicted = "fake" if p_fake > 0.5 else "real"
     other = "real" if predicted == "fake" else "fake"
     rows: list[Floats] = [pictures / 255.0]
     for name in (predicted, other):
-        values = _enlarged(maps[name], pictures.shape[1]) / bound  # in [-1, 1]
+        values = (_enlarged(maps[name], pictures.shape[1]) / bound).clip(-1, 1)
         colours = colormaps["RdBu_r"](values / 2 + 0.5)[..., :3]
         opacity = STRONGEST * np.abs(values)[..., None]
         rows.append((1 - opacity) * rows[0] + opacity * colours)
@@ -118,7 +120,9 @@ def write_cam_sheet(
         axes.text(-8, middle, label, ha="right", va="center", rotation=90, fontsize=8)
     beside = (place[0] + place[2] + 0.12 / width, place[1], 0.14 / width, place[3] * 0.64)
     bar = figure.colorbar(
-        ScalarMappable(Normalize(-bound, bound), "RdBu_r"), cax=figure.add_axes(beside)
+        ScalarMappable(Normalize(-bound, bound), "RdBu_r"),
+        cax=figure.add_axes(beside),
+        extend="both" if sizes.max() > bound else "neither",
     )
     bar.set_label("for the class (red), against (blue)", fontsize=7)
     bar.ax.tick_params(labelsize=7)

@@ -82,6 +82,8 @@ def run_evaluate_detector(
     """
     if positive not in ("fake", "real"):
         raise UsageError(f"--positive takes fake or real, found {positive!r}")
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {os.fspath(out)!r} is a file; name a folder")
     clips = _chosen(store, split, quality)
     started = time.monotonic()
     scores = score_store(runner, store, clips, frames=frames, progress=progress)
@@ -93,6 +95,11 @@ def run_evaluate_detector(
     warnings: list[str] = []
     draw = Draw(replicates=replicates, seed=seed, positive=positive)
     leak = _leak(videos, trained_on, warnings)
+    if split == "val":
+        notes.append(
+            "Training keeps the epoch that is best on its val split: if that is this one, these "
+            "numbers flatter; those of --split test do not."
+        )
     result = EvaluateDetectorResult(
         model={
             "name": runner.spec.name,
@@ -214,7 +221,12 @@ def _notes(videos: Videos, positive: str, replicates: int) -> list[str]:
         f"class; fake is called above 0.5. Intervals: 95 %, {replicates} draws, by person.",
     ]
     people = len(np.unique(videos.person))
-    if people < 20:
+    if people == 1:
+        notes.append(
+            "All videos show one person, so there are no intervals, and nothing is known of "
+            "others; build the data set with more people."
+        )
+    elif people < 20:
         notes.append(f"{people} people are few to draw from: take the intervals as rough.")
     if negatives < 1000:
         notes.append(

@@ -61,7 +61,10 @@ class History:
             axis.axvline(best_epoch, color="0.6", lw=0.8, ls="--")
             axis.grid(alpha=0.3)
             axis.set_ylabel(word)
-            axis.legend(fontsize=7, ncols=2)
+            # Accuracies are seldom below chance, losses seldom highest at the end.
+            axis.legend(
+                fontsize=7, ncols=2, loc="lower right" if word == "accuracy" else "upper right"
+            )
         axes[1].axhline(0.5, color="0.6", lw=0.8)
         axes[1].set_ylim(0, 1.02)
         axes[1].set_xlabel("epoch (dashed: the one that is kept)")

@@ -115,6 +115,10 @@ class ScoreReport:
             f"{sum(video.verdict == word for video in self.videos)} {text}"
             for word, text in (("fake", "fake"), ("real", "real"), (None, "unusable"))
         ]
+        if not self.videos:
+            return (
+                "0 files: no video or picture there, by the endings of names; name files or folders"
+            )
         return f"{len(self.videos)} files: {', '.join(counts)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -158,6 +162,8 @@ def run_score(
         raise UsageError("nothing to score: name video files or folders of them")
     if crop not in CROPS:
         raise UsageError(f"--crop takes {', '.join(CROPS)}, found {crop!r}")
+    if cam is not None and cam.exists() and not cam.is_dir():
+        raise UsageError(f"--cam {os.fspath(cam)!r} is a file; name a folder")
     files = [file for path in paths for file in _files(Path(os.fsdecode(path)))]
     size_px = max(SIZE_PX, round(runner.spec.input_px / runner.spec.crop))
     lazy = _LazyDetector(faces)

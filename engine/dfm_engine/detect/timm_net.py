@@ -151,8 +151,9 @@ def timm_config(architecture: str) -> Any:
     except (RuntimeError, KeyError):
         config = None
     if config is None or not timm.is_model(architecture):
-        known = [*timm.list_models(), "mesoinception4", "meso4", "xception", "small-cnn"]
-        near = difflib.get_close_matches(architecture, known, n=3)
+        own = ["mesoinception4", "meso4", "xception", "small-cnn"]
+        near = difflib.get_close_matches(architecture, own, n=2, cutoff=0.5)
+        near = near or difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names"
         raise UsageError(f"no detector and no timm model is called {architecture!r}; {hint}")
     return config

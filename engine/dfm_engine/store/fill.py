@@ -131,6 +131,10 @@ def run_prepare(
     """
     with ExitStack() as stack:
         if options.data.is_dir():
+            if options.out.is_dir() and options.out.samefile(options.data):
+                raise UsageError(
+                    f"--out {os.fspath(options.out)!r} is the data itself; name a new folder"
+                )
             stack.enter_context(reading(options.data))  # no build may change it meanwhile
         data = list_data(
             options.data,

@@ -83,7 +83,9 @@ class StoreFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / _LOCK).open("a+", encoding="ascii")
         except OSError as error:
-            raise UsageError(f"{where} cannot be written: {error.strerror or error}") from error
+            raise UsageError(
+                f"{where} cannot be written: {error.strerror or error}; name a new folder"
+            ) from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -79,8 +79,8 @@ class PrepareOptions:
             raise UsageError(f"--frames is 0 (all) or more, found {self.frames}")
         if self.layout not in ("rgb24", "i420"):
             raise UsageError(f"--layout takes rgb24 or i420, found {self.layout!r}")
-        if self.size_px < 16 or self.size_px % 2:
-            raise UsageError(f"--size is an even number of 16 or more, found {self.size_px}")
+        if not 16 <= self.size_px <= 2048 or self.size_px % 2:
+            raise UsageError(f"--size is an even number from 16 to 2048, found {self.size_px}")
         if self.crop not in ("auto", "face", "whole"):
             raise UsageError(f"--crop takes auto, face or whole, found {self.crop!r}")
         if not self.qualities or not set(self.qualities) <= set(QUALITIES):

@@ -10,11 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from dfmtest_store import make_store
 
 from dfm_engine import cli
+from dfm_engine.detect.evaluate import run_evaluate_detector
+from dfm_engine.detect.load import load_detector
 from dfm_engine.detect.models import create_detector
 from dfm_engine.detect.run_folder import weights_bytes
+from dfm_engine.detect.runner import TorchDetectorRunner
+from dfm_engine.detect.score import run_score
+from dfm_engine.errors import UsageError
+from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.media.encode import encode_clip, rgb_to_i420
 
 
@@ -83,3 +90,24 @@ def test_score_says_one_line_a_video(
     assert said["videos"][1]["error"] == "empty-file"
     assert [line[:5] for line in err.splitlines()[:2]] == ["[1/2]", "[2/2]"]
     assert err.splitlines()[-1].startswith("2 files: ")
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_work(
+    run: Path, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "store", identities=9, size=128, frames=2, qualities=("c23",))
+    (tmp_path / "file").write_bytes(b"")
+    runner = TorchDetectorRunner(load_detector(run), torch.device("cpu"))
+    with pytest.raises(UsageError, match="is a file; name a folder"):
+        run_evaluate_detector(runner, store, out=tmp_path / "file")
+    with pytest.raises(UsageError, match="is a file; name a folder"):
+        run_score([tmp_path], runner=runner, faces=Mtcnn.load, cam=tmp_path / "file")
+
+
+def test_a_folder_without_videos_says_what_to_name(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "note.txt").write_text("no video")
+    code, said, err = call(capfd, "score", tmp_path, "--model", run)
+    assert (code, said["videos"]) == (3, [])
+    assert "name files or folders" in err

@@ -232,6 +232,13 @@ def test_a_folder_that_holds_something_else_is_not_touched(built: Path, tmp_path
     assert set(contents(tmp_path)) == {"thesis.tex", ".lock"}
 
 
+def test_the_data_set_itself_is_no_place_for_its_store(built: Path) -> None:
+    before = contents(built)
+    with pytest.raises(UsageError, match="is the data itself; name a new folder"):
+        prepare(built, built)
+    assert contents(built) == before
+
+
 def test_two_runs_do_not_fill_one_folder(built: Path, tmp_path: Path) -> None:
     class Nested(InProcess):
         def sample(self, clips: Iterable[ClipToSample]) -> Iterator[Sampled | Refused]:
@@ -345,7 +352,8 @@ def test_the_tables_are_documented_column_by_column(built: Path, tmp_path: Path)
     ("changes", "message"),
     [
         ({"frames": -1}, "--frames is 0 .all. or more, found -1"),
-        ({"size_px": 33}, "--size is an even number of 16 or more, found 33"),
+        ({"size_px": 33}, "--size is an even number from 16 to 2048, found 33"),
+        ({"size_px": 100_000}, "from 16 to 2048, found 100000"),
         ({"layout": "nv12"}, "--layout takes rgb24 or i420, found 'nv12'"),
         ({"crop": "head"}, "--crop takes auto, face or whole"),
         ({"qualities": ("c24",)}, "--quality takes raw, c23, c40, found 'c24'"),
