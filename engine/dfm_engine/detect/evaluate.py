@@ -181,11 +181,14 @@ def _chosen(store: Store, split: str, quality: str | None) -> list[StoredClip]:
     ]
     labels = {clip.label for clip in clips}
     if len(labels) < 2:
-        held = sorted({f"{clip.split} {clip.quality} {clip.label}" for clip in store.index.clips})
+        held = sorted(
+            {f"{c.split or 'no split'} {c.quality or ''} {c.label}" for c in store.index.clips}
+        )
         raise UsageError(
             f"evaluating on {os.fspath(store.path)!r}: split {split}, quality {quality or 'any'} "
-            f"has {len(clips)} clips, {' and '.join(labels) or 'none'} alone; both classes are "
-            f"needed. The store holds: {', '.join(held)}"
+            f"has {len(clips)} clips{', all ' + labels.pop() if labels else ''}; both classes are "
+            f"needed. The store holds: {', '.join(held)}; choose among them with --split and "
+            "--quality"
         )
     return clips
 

@@ -218,7 +218,9 @@ def test_words_that_do_not_exist_are_refused(store: Store, options: dict, said: 
 
 def test_a_store_without_the_split_says_what_it_holds(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", identities=2, qualities=("c23",))
-    with pytest.raises(UsageError, match=r"0 clips, none alone.*train c23 fake"):
+    with pytest.raises(
+        UsageError, match=r"0 clips; both classes.*train c23 fake.*choose among them"
+    ):
         run_evaluate_detector(PixelRunner(), store)
 
 

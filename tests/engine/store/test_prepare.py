@@ -22,6 +22,7 @@ from dfm_engine.quarantine import read_quarantine
 from dfm_engine.readers.files import find_media
 from dfm_engine.store.fill import PrepareOptions, choose_sampler, run_prepare
 from dfm_engine.store.frames import Store
+from dfm_engine.store.loader import open_loader
 from dfm_engine.store.summary import PrepareSummary
 
 FILL_TURNS = """
@@ -137,6 +138,14 @@ def test_bad_files_among_sixty_good_ones_cost_exactly_themselves(
     accepted = set(probed) - rejected
     assert stored <= accepted  # of equal content one is kept
     assert {probed[name].sha256 for name in stored} == {probed[name].sha256 for name in accepted}
+    rows_of_all = np.arange(store.rows)
+    wanted = store.read(rows_of_all)
+    for mode in ("device", "host", "memmap", "stream"):
+        sampler = choose_sampler("pyav", size_px=64, layout="rgb24", workers=2)
+        loader = open_loader(store, mode, data=data, sampler=sampler)
+        assert loader.mode == mode
+        np.testing.assert_array_equal(loader.gather(rows_of_all).numpy(), wanted)
+        loader.close()
 
 
 @pytest.mark.slow
