@@ -6,6 +6,7 @@ what is compared is not nothing.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -130,3 +131,11 @@ def test_engines_build_for_every_chip_without_a_gpu(export: Artifact, tmp_path: 
         weights = export.graphs[engine.graph].size_bytes
         # An engine holds the weights once for all chips, and less than 4 MB besides.
         assert 0.9 * weights <= engine.size_bytes <= 1.2 * weights + 4e6
+        assert all(chip.encode() in engine.path.read_bytes() for chip in TARGETS)
+        sidecar = json.loads(engine.path.with_name(f"{engine.path.name}.json").read_bytes())
+        assert sidecar["warnings"] == []
+        graph, network = export.graphs[engine.graph], sidecar["network"]
+        assert network["grid_samples"] == graph.grid_samples
+        # The parser neither lost a 16-bit tensor nor made one more; keypoints have none.
+        for low, word in (("float16", "HALF"), ("bfloat16", "BF16")):
+            assert network["census"].get(word, 0) == graph.census.get(low, 0), engine.graph
