@@ -21,7 +21,7 @@ from dfm_engine.nvidia import read_nvidia
 
 __all__ = ["Facts", "read_facts"]
 
-PACKAGES = ("torch", "av", "numpy")
+PACKAGES = ("torch", "av", "numpy", "onnxruntime-gpu", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -196,7 +196,7 @@ def test_facts_name_no_machine_user_or_folder(repo: Path):
     assert str(Path.home()) not in text
     assert socket.gethostname() not in text
     assert facts.cores >= 1
-    assert {"dfm-engine", "python", "torch", "av", "numpy"} == set(facts.versions)
+    assert {"dfm-engine", "python", "torch", "av", "numpy"} <= set(facts.versions)
 
 
 def test_the_clock_is_that_of_the_device():
