@@ -32,6 +32,7 @@ from dfm_engine.options import BuildOptions, list_inputs
 from dfm_engine.pixels import images_from_frames
 from dfm_engine.recipe import BuildRecipe
 from dfm_engine.screen.look import SMALLEST_FACE
+from dfm_engine.torch_threads import one_thread
 from dfm_kernels.crop import Cropper
 
 __all__ = ["Machinery", "Material", "measure_ceilings", "stage_ceilings", "stage_core_seconds"]
@@ -181,8 +182,9 @@ def _media_rows(material: Material, timed: Timed, command: str) -> Iterator[Row]
     def crop(clip: tuple[Pixels, Box]) -> None:
         pictures, box = clip
         cropper = Cropper(pictures.shape[1], pictures.shape[2], box, size)
-        for picture in torch.from_numpy(pictures):
-            cropper(picture)
+        with one_thread():  # as framing does
+            for picture in torch.from_numpy(pictures):
+                cropper(picture)
 
     yield Row.of(
         "crop",

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
+
 from dfm_engine.animate import AnimationJob, animate_jobs
 from dfm_engine.backends import Runner
 from dfm_engine.clip import QUALITIES, Pixels, Quality, SourceClip
@@ -34,6 +36,7 @@ from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.recipe import BuildRecipe
 from dfm_engine.screen import Detector, ExternalVerdicts, Verdict, screen_animation
 from dfm_engine.shelf import OpenDriving, OpenSource, Shelf
+from dfm_engine.torch_threads import adopt_threads
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +150,11 @@ class Workshop:
         self._encoders.start()  # they start beside the first clips being opened
         with (
             Ahead(self._open(ordered, stop), depth=OPEN_JOBS, name="open") as opened,
-            Ahead(self._animate(opened), depth=ANIMATED_CLIPS, name="animate") as animated,
+            Ahead(
+                self._animate(opened, threads=torch.get_num_threads()),
+                depth=ANIMATED_CLIPS,
+                name="animate",
+            ) as animated,
         ):
             self._meters.queues["opened"] = lambda: (opened.waiting, opened.depth)
             self._meters.queues["animated"] = lambda: (animated.waiting, animated.depth)
@@ -189,8 +196,11 @@ class Workshop:
                 continue
             yield OpenJob(candidate, name, source, driving, kp_driving)
 
-    def _animate(self, jobs: Iterator[OpenJob]) -> Iterator[tuple[OpenJob, Pixels]]:
-        """Thread `animate`."""
+    def _animate(
+        self, jobs: Iterator[OpenJob], *, threads: int
+    ) -> Iterator[tuple[OpenJob, Pixels]]:
+        """Thread `animate`, which has all cores while `open` crops on one."""
+        adopt_threads(threads)
 
         def wanted() -> Iterator[AnimationJob]:
             while True:

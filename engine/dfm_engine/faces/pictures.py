@@ -8,7 +8,6 @@ chosen once per run, where the networks are loaded, and is a part of the run's c
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +22,7 @@ from dfm_engine.clip import Box, DrivingClip, Pixels, SourceClip
 from dfm_engine.errors import MediaError
 from dfm_engine.media.decode import read_frames, read_still
 from dfm_engine.recipe import Clips, Limits
+from dfm_engine.torch_threads import one_thread
 from dfm_kernels.crop import Cropper
 
 __all__ = ["ClipRange", "FrameReader", "PyavReader", "no_frame_after"]
@@ -142,7 +142,7 @@ class PyavReader:
         frames = np.empty((1 if clip.is_still else clips.max_frames, size, size, 3), np.uint8)
         count = 0
         cropper: Cropper | None = None
-        with _one_thread():
+        with one_thread():
             for index, picture in enumerate(clip.read(limits=limits, clips=clips)):
                 if index < first_frame:
                     continue
@@ -164,18 +164,3 @@ def no_frame_after(path: Path, first_frame: int) -> MediaError:
         f"holds no frame after frame {first_frame}; it held some before: do not change inputs "
         "during a run",
     )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread: a crop is dozens of products too small to share (424 -> 675 frames/s).
-
-    Measured on two cores of an AMD EPYC with another job running, 256 x 256, 2026-11-22. It also
-    makes the pixels independent of the thread count.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
