@@ -44,7 +44,7 @@ __all__ = ["DaliSampler"]
 _log = logging.getLogger(__name__)
 
 WINDOW_CLIPS = 256
-WINDOW_BYTES = 1 << 30  # of cropped frames, held until they are handed on in order
+WINDOW_BYTES = 1 << 30  # of files while they are decoded, and of frames until they are handed on
 T = TypeVar("T")
 
 
@@ -136,7 +136,7 @@ class DaliSampler:
         held = 0
         for clip in clips:
             group.append(clip)
-            held += len(clip.wanted) * self._size_px**2 * 3
+            held += len(clip.wanted) * self._size_px**2 * 3 + _file_bytes(clip)
             if len(group) == WINDOW_CLIPS or held >= WINDOW_BYTES:
                 break
         return group
@@ -231,6 +231,14 @@ class DaliSampler:
         finally:
             if hasattr(others, "close"):
                 others.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _file_bytes(clip: ClipToSample) -> int:
+    """What its file takes in memory, at most; an absent one is the fallback's to refuse."""
+    try:
+        return clip.path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _box_of(clip: ClipToSample, outline: ClipOutline) -> Box:

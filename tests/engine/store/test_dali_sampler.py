@@ -228,6 +228,18 @@ def test_windows_bound_what_is_held_and_load_one_ahead(
     assert not np.array_equal(rest[0], rest[8])
 
 
+def test_a_window_counts_the_files_that_it_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = to_sample(folder / "good0.webm", [0], box=BOX)
+    held = clip.path.stat().st_size + SIZE * SIZE * 3
+    monkeypatch.setattr(dali_module, "WINDOW_BYTES", 2 * held)
+    ours, source = sampler(InProcess()), iter([clip] * 9)
+    assert len(ours._group(source)) == 2
+    absent = replace(clip, path=folder / "absent.webm")
+    assert len(ours._group(iter([absent, clip, clip, clip]))) == 3
+
+
 def test_a_folder_prepared_through_dali_is_the_one_prepared_by_pyav(
     folder: Path, tmp_path: Path
 ) -> None:
