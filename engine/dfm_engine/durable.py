@@ -43,6 +43,22 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
         ) from error
 
 
+def remove_durably(path: Path) -> None:
+    """Make `path` absent, on the disk; nothing happens where it is absent already.
+
+    Raises:
+        EnvironmentUnfit: the folder cannot be written.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise EnvironmentUnfit(
+            f"removing {os.fspath(path)!r}: {error.strerror or error}; permit writing there, then "
+            "run the same command again: it resumes"
+        ) from error
+
+
 def remove_leftovers(folder: Path) -> list[Path]:
     """Delete every `*.tmp-<pid>` below `folder`; only the holder of its lock may call this."""
     leftovers = [

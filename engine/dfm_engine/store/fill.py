@@ -182,6 +182,8 @@ def fill_store(
                 seen=pace.look,
             )
             fill = Filler(options, plan, folder, pace)
+            if folder.is_whole and not fill.is_complete:
+                folder.reopen()  # a clip is tried again that was refused for the moment
             fill.sample(sampler, stop)
         clips, numbers = fill.stored()
         quarantine = _quarantine(data, plan, fill)

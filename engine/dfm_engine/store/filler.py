@@ -85,6 +85,11 @@ class Filler:
                 pace.refused += len(record.refused)
                 pace.rows += record.rows
 
+    @property
+    def is_complete(self) -> bool:
+        """Every shard is done."""
+        return len(self.records) == len(self._clips)
+
     def sample(self, sampler: FrameSampler, stop: StopRequest) -> None:
         """Make the shards that are not done.
 
@@ -113,7 +118,7 @@ class Filler:
                     break
                 self._folder.commit(number, record)
                 self.records[number] = record
-        if len(self.records) < len(self._clips):
+        if not self.is_complete:
             stop.raise_if_set()
             raise DfmError("the sampler ended before all clips were sampled")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from dfm_engine.durable import remove_leftovers, write_durably
+from dfm_engine.durable import remove_durably, remove_leftovers, write_durably
 from dfm_engine.errors import UsageError
 from dfm_engine.prepare import PASSING_KINDS
 from dfm_engine.store.meta import META, SETTINGS, Shard, shard_path
@@ -103,6 +103,17 @@ class StoreFolder:
     def is_whole(self) -> bool:
         """Nothing is left to do."""
         return (self.path / META).is_file()
+
+    def reopen(self) -> None:
+        """Declare a store unfinished, before one of its shards is made again.
+
+        Until the tables and `meta.json` are written anew nobody can open it: old tables would name
+        rows that the new shards do not have.
+
+        Raises:
+            EnvironmentUnfit: the folder cannot be written.
+        """
+        remove_durably(self.path / META)
 
     def record(self, number: int, keys: Sequence[str], frame_bytes: int) -> ShardRecord | None:
         """What an earlier run said of a shard; None if it has to be made.

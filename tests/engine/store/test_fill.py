@@ -308,6 +308,28 @@ def test_a_clip_that_could_not_be_read_for_now_is_tried_again(built: Path, tmp_p
     assert prepare(data, out).refused == {}
 
 
+def test_a_finished_store_takes_in_a_clip_that_can_be_read_again(
+    built: Path, tmp_path: Path
+) -> None:
+    """Its shard grows, so tables of before would give every later row another clip's label."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(built, data)
+    path = list_data(data).clips[0].file
+    content = path.read_bytes()
+    path.unlink()
+    assert prepare(data, out).refused == {"not-found": 1}
+    path.write_bytes(content)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, out, sampler=InProcess(die_at=2))
+    with pytest.raises(InputError, match="is not finished"):  # and not a mixture of both
+        Store.open(out)
+    again = InProcess()
+    assert prepare(data, out, sampler=again).refused == {}
+    assert again.begun == 4
+    prepare(built, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_too_many_unusable_clips_end_with_3_and_a_whole_store(tmp_path: Path) -> None:
     for k in range(6):
         picture_clip(tmp_path / "data" / f"clip{k}", 3, seed=k)
