@@ -25,9 +25,18 @@ from dfm_engine.prepare import PASSING_KINDS
 from dfm_engine.recipe import Clips, Faces, Limits
 from dfm_engine.store.listing import ListedClip
 
-__all__ = ["Crop", "Look", "add_faces", "find_face", "look_at_clips", "resolve_crop"]
+__all__ = [
+    "Crop",
+    "Look",
+    "add_faces",
+    "crop_of_store",
+    "find_face",
+    "look_at_clips",
+    "resolve_crop",
+]
 
 Crop = Literal["auto", "face", "whole"]
+CROP_FILE = "crop.json"  # beside the looks, which are named by 16 hex digits and more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +44,8 @@ class Look:
     """What one look at a clip found.
 
     Attributes:
-        frames: pictures that decode; 0 if refused.
-        width, height: of the upright picture.
+        frames: pictures that decode; 0 if refused before its face was looked for.
+        width, height: of the upright picture; 0 likewise.
         fps: mean rate, 0 where a clip has one picture.
         box: of the face, None before that was asked, or where the picture is taken whole.
         first_frame: the first picture that shows the face.
@@ -65,11 +74,10 @@ class Look:
         """As a clip is that somebody has cropped already."""
         return self.width == self.height
 
-    @classmethod
-    def refused(cls, error: MediaError, *, attempts: int = 0) -> Look:
-        """A clip that cannot be used."""
+    def refused(self, error: MediaError) -> Look:
+        """The same of a clip that cannot be used; its size still counts in `resolve_crop`."""
         stage = "face" if isinstance(error, FaceError) else "probe"
-        return cls(stage=stage, kind=error.kind, reason=error.reason, attempts=attempts)
+        return replace(self, stage=stage, kind=error.kind, reason=error.reason)
 
 
 FaceFinder = Callable[[Path, Look], tuple[Box, int]]
@@ -132,19 +140,50 @@ def add_faces(
             box, first_frame = finder(clip.file, look)
             found = replace(look, box=box, first_frame=first_frame)
         except MediaError as error:
-            found = Look.refused(error)
-        _write(_path(folder, clip), found)
+            found = look.refused(error)
+        if found.kind not in PASSING_KINDS:
+            _write(_path(folder, clip), found)
         yield clip, found
 
 
 def resolve_crop(crop: Crop, looks: Sequence[Look]) -> Literal["face", "whole"]:
-    """What `auto` means: whole where every usable clip is square, as cropped ones are.
+    """What `auto` means: whole where every clip that decodes is square, as cropped ones are.
 
     One answer for all clips: a set half of which is cropped otherwise would tell its labels apart.
+    So a clip without a face counts, whenever that was found out.
     """
     if crop != "auto":
         return crop
-    return "whole" if all(look.is_square for look in looks if look.is_usable) else "face"
+    return "whole" if all(look.is_square for look in looks if look.width) else "face"
+
+
+def crop_of_store(crop: Crop, looks: Sequence[Look], folder: Path) -> Literal["face", "whole"]:
+    """What `auto` means in a store: resolved once, and kept for every run that goes on with it.
+
+    A later run may see other clips, one that could not be read before for example, and must not
+    cut its shards otherwise than those that are done.
+
+    Args:
+        crop: asked for.
+        looks: of all clips.
+        folder: `STORE/looks`.
+
+    Raises:
+        EnvironmentUnfit: the answer cannot be written.
+    """
+    if crop != "auto":
+        return crop
+    path = folder / CROP_FILE
+    try:
+        kept = json.loads(path.read_bytes())["crop"]
+    except (OSError, ValueError, TypeError, KeyError):
+        kept = None
+    if kept == "face" or kept == "whole":
+        return kept
+    resolved = resolve_crop(crop, looks)
+    if any(look.width for look in looks):  # else nothing is cut by this answer
+        write_durably(path, json.dumps({"crop": resolved}).encode())
+    return resolved
 
 
 def find_face(device: str, limits: Limits) -> FaceFinder:
@@ -170,7 +209,7 @@ def find_face(device: str, limits: Limits) -> FaceFinder:
 
 def _look(probed: Probe | MediaError, attempts: int) -> Look:
     if isinstance(probed, MediaError):
-        return Look.refused(probed, attempts=attempts)
+        return Look(attempts=attempts).refused(probed)
     if probed.verdict != "accept":  # a damaged clip teaches nobody anything
         kind = probed.error or "corrupt"
         return Look(stage="probe", kind=kind, reason=probed.reason, attempts=attempts)

@@ -25,9 +25,9 @@ from dfm_engine.store.looks import (
     Crop,
     Look,
     add_faces,
+    crop_of_store,
     find_face,
     look_at_clips,
-    resolve_crop,
 )
 from dfm_engine.store.meta import RESAMPLER, Layout, StoreMeta
 from dfm_engine.store.sampler import ClipToSample, evenly_spaced
@@ -193,7 +193,8 @@ def plan_clips(
             unusable += not look.is_usable
             seen("look", done + 1, len(unknown), unusable)
             stop.raise_if_set()
-        crop = resolve_crop(options.crop, [look for _, look in looks.values()])
+        found_looks = [look for _, look in looks.values()]
+        crop = crop_of_store(options.crop, found_looks, looks_folder)
     if crop == "face":
         usable = [clip.key for clip, look in looks.values() if look.is_usable]
         found = add_faces(
