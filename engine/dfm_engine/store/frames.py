@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,16 @@ from dfm_engine.store.meta import StoreMeta, shard_path
 
 __all__ = ["Store"]
 
+MAPPED_SHARDS = 256
+"""Shards of a store that stay mapped. Each takes a file descriptor, of which a process usually may
+have 1024; three stores fit. Mapping one again costs about as much as copying a frame out of it."""
+
 _CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A whole store; immutable, so any number of processes may hold one.
+    """A whole store; immutable, so any number of threads and processes may hold one.
 
     Attributes:
         path: its folder.
@@ -81,17 +86,33 @@ class Store:
         counts = [shard.rows for shard in self.meta.shards]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
+    def each_shard(self) -> Iterator[NDArray[np.uint8]]:
+        """Each shard in turn, memory-mapped read-only while it is used: uint8 (rows, *frame_shape).
+
+        Raises:
+            OSError: a shard's file is gone.
+        """
+        for number in range(len(self.meta.shards)):
+            yield self._map(number)
+
     @cached_property
-    def shards(self) -> tuple[NDArray[np.uint8], ...]:
-        """Each shard, memory-mapped read-only: uint8 (rows, *frame_shape)."""
-        maps: list[NDArray[np.uint8]] = []
-        for number, shard in enumerate(self.meta.shards):
-            shape = (shard.rows, *self.meta.frame_shape)
-            if shard.rows:
-                maps.append(np.memmap(shard_path(self.path, number), np.uint8, "r", shape=shape))
-            else:  # all its clips were refused; nothing cannot be mapped
-                maps.append(np.empty(shape, np.uint8))
-        return tuple(maps)
+    def _mapped(self) -> Callable[[int], NDArray[np.uint8]]:
+        """`_map`, remembering what was used last; safe in threads, as `lru_cache` is.
+
+        What it drops is unmapped when the last reader lets go of it.
+        """
+        return lru_cache(MAPPED_SHARDS)(self._map)
+
+    def _map(self, number: int) -> NDArray[np.uint8]:
+        shape = (self.meta.shards[number].rows, *self.meta.frame_shape)
+        if not shape[0]:  # all its clips were refused; nothing cannot be mapped
+            return np.empty(shape, np.uint8)
+        mapped = np.memmap(shard_path(self.path, number), np.uint8, "r", shape=shape)
+        return mapped.view(np.ndarray)  # each view of a memmap costs 5 us
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, which another process makes for itself."""
+        return {"path": self.path, "meta": self.meta, "index": self.index}
 
     def read(
         self, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None
@@ -108,6 +129,7 @@ class Store:
         Raises:
             ShapeError: `rows` is no list of integers, or `out` does not fit.
             IndexError: a row that the store does not have.
+            OSError: a shard's file is gone.
         """
         wanted = np.asarray(rows)
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
@@ -124,9 +146,12 @@ class Store:
             raise ShapeError(f"out must be uint8 {shape}, got {out.dtype} {out.shape}")
         place = np.searchsorted(self.starts, wanted, side="right") - 1
         inside = wanted - self.starts[place]
-        shards = [shard.view(np.ndarray) for shard in self.shards]  # a memmap's views cost 5 us
-        for k in np.argsort(wanted, kind="stable"):  # forwards through the files
-            out[k] = shards[place[k]][inside[k]]
+        order = np.argsort(wanted, kind="stable")  # forwards through the files
+        for some in np.split(order, np.flatnonzero(np.diff(place[order])) + 1):
+            if len(some):
+                shard = self._mapped(int(place[some[0]]))
+                for k in some:
+                    out[k] = shard[inside[k]]
         return out
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:

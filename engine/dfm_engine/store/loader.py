@@ -258,7 +258,9 @@ class ResidentSource:
 
 def _checked_shards(store: Store) -> Iterator[Bytes]:
     """Each shard's frames, after a look whether they are what was written."""
-    for number, (shard, facts) in enumerate(zip(store.shards, store.meta.shards, strict=True)):
+    for number, (shard, facts) in enumerate(
+        zip(store.each_shard(), store.meta.shards, strict=True)
+    ):
         found = hashlib.sha256(shard.data).hexdigest()
         if found != facts.sha256:
             raise InputError(
@@ -266,7 +268,7 @@ def _checked_shards(store: Store) -> Iterator[Bytes]:
                 f"after it was written (sha256 {found[:12]}, expected {facts.sha256[:12]}); copy "
                 "the store again, or delete its folder and prepare it again"
             )
-        yield np.asarray(shard)
+        yield shard
 
 
 def _pyav_sampler(store: Store) -> FrameSampler:

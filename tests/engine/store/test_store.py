@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from dfmtest_store import make_store, write_store
 from dfm_engine.clip import Box
 from dfm_engine.columns import read_table
 from dfm_engine.errors import CheckFailed, DfmError, EnvironmentUnfit, InputError, ShapeError
+from dfm_engine.store import frames as frames_module
 from dfm_engine.store.frames import Store
 from dfm_engine.store.index import COLUMNS, StoredClip, StoreIndex
 from dfm_engine.store.meta import StoreMeta, shard_path
@@ -34,6 +38,35 @@ def test_rows_read_in_any_order_are_those_that_were_written(tmp_path: Path) -> N
     assert made.read(rows, out) is out
     np.testing.assert_array_equal(out, flat[rows])
     assert made.read(np.empty(0, np.int64)).shape == (0, 16, 16, 3)
+
+
+def test_a_store_of_many_shards_needs_few_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames_module, "MAPPED_SHARDS", 3)
+    made = make_store(tmp_path, identities=5, frames=2, size=16, clips_per_shard=1)
+    assert len(sorted_shards(tmp_path)) == 30
+    flat = np.concatenate([np.fromfile(file, np.uint8) for file in sorted_shards(tmp_path)])
+    flat = flat.reshape(-1, 16, 16, 3)
+    before = open_files()
+    np.testing.assert_array_equal(made.read(np.arange(60)), flat)
+    assert 0 < open_files() - before <= 3
+    copy = pickle.loads(pickle.dumps(made))
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 60, 40) for _ in range(32)]
+    with ThreadPoolExecutor(4) as pool:
+        for rows, frames in zip(batches, pool.map(copy.read, batches), strict=True):
+            np.testing.assert_array_equal(frames, flat[rows])
+    assert open_files() - before <= 6
+    highest = 0
+    for number, shard in enumerate(copy.each_shard()):
+        highest = max(highest, open_files())
+        np.testing.assert_array_equal(shard, flat[2 * number : 2 * number + 2])
+    assert highest - before <= 8
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def test_frames_of_i420_are_one_half_of_rgb(tmp_path: Path) -> None:
