@@ -33,6 +33,16 @@ MAKERS: dict[str, Maker] = {}
 def make_files(folder: Path) -> None:
     """Write every file; later ones are made from `ok-moov-front.mp4` and its like."""
     folder.mkdir(parents=True, exist_ok=True)
+    # As root SVT-AV1 makes the calling thread a real-time one, for good: its busy threads would
+    # then starve every other thread of the tests, and of the processes that they start.
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        _make_files(folder)
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+def _make_files(folder: Path) -> None:
     for name, maker in MAKERS.items():
         maker(folder / name)
 
