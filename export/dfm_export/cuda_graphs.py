@@ -97,6 +97,7 @@ def _record(launch: Callable[[], None], device: torch.device) -> Callable[[], No
             launch()
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
+    # Of this thread alone: others may allocate and copy meanwhile.
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         launch()
     return graph.replay

@@ -20,6 +20,7 @@ from typing import Any
 
 import dfm_engine
 import dfm_export
+import dfm_kernels
 from dfm_engine.backends import Runner
 from dfm_engine.detect.detector import ForgeryDetector
 from dfm_engine.detect.runner import DetectorRunner, TorchDetectorRunner
@@ -39,20 +40,11 @@ __all__ = ["ExportCache", "provide_detector", "provide_fomm"]
 _log = logging.getLogger(__name__)
 
 Said = Callable[[str], None]
-_PACKAGES = ("torch", "onnx", "onnxscript", "timm")
-_SOURCES = {  # what decides the bytes of an export, besides the packages
-    "fomm": ("fomm/*.py", "norms.py"),
-    "detector": ("detect/*.py", "norms.py"),
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "timm")
+_SOURCES = {  # of dfm_engine, what decides the bytes of an export, besides the packages
+    "fomm": ("fomm/*.py", "norms.py", "pixels.py", "synthetic/**/*.py"),  # int8 is calibrated
+    "detector": ("detect/*.py", "norms.py", "pixels.py"),
 }
-_WRITERS = (
-    "graphs.py",
-    "precision.py",
-    "specs.py",
-    "to_onnx.py",
-    "run_export.py",
-    "int8.py",
-    "quantised.py",
-)
 
 
 def provide_fomm(
@@ -239,8 +231,10 @@ def _check_weights(artifact: Artifact, weights_sha256: str) -> None:
 
 def _code(kind: Kind) -> str:
     """Of the modules that decide what an export computes."""
-    engine, export = (Path(package.__path__[0]) for package in (dfm_engine, dfm_export))
-    files = [export / name for name in _WRITERS]
+    engine, export, kernels = (
+        Path(package.__path__[0]) for package in (dfm_engine, dfm_export, dfm_kernels)
+    )
+    files = [*sorted(export.glob("*.py")), *sorted(kernels.glob("*.py"))]
     files += [path for pattern in _SOURCES[kind] for path in sorted(engine.glob(pattern))]
     return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
 
