@@ -141,7 +141,10 @@ def read_groups(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
-            return {row["identity"]: row["group"] for row in rows}
+            groups = {row["identity"]: row["group"] for row in rows}
+            if None in groups or None in groups.values():
+                raise ValueError("a line has fewer values than the header")
+            return groups
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise InputError(
             f"reading the groups {os.fspath(path)!r}: {error!r}; a CSV with the header "

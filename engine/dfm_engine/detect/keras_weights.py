@@ -25,6 +25,9 @@ from dfm_engine.errors import WeightsError
 from dfm_engine.weight_files import first_line
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+MOST_VALUES = 1_000_000
+"""In a dataset; the largest real one has 16,384. A file may declare any size."""
+
 _NORM = {
     "weight": "gamma",
     "bias": "beta",
@@ -67,6 +70,8 @@ def _layers(path: Path, what: str) -> dict[str, Layer]:
         parts = name.split("/")
         if isinstance(node, h5py.Dataset) and len(parts) >= 2:
             entry = parts[-1].removesuffix(":0")
+            if (node.size or 0) > MOST_VALUES or node.external:
+                raise ValueError(f"{name} holds {node.size} values: no layer of a MesoNet")
             layers.setdefault(parts[-2], {})[entry] = np.asarray(node[()], dtype=np.float32)
 
     try:

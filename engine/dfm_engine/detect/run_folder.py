@@ -33,7 +33,7 @@ from dfm_engine.detect.detector import ForgeryDetector
 from dfm_engine.detect.load import WEIGHTS_FILE
 from dfm_engine.detect.train_recipe import TrainDetectorRecipe
 from dfm_engine.detect.weights import metadata_of
-from dfm_engine.durable import remove_leftovers, write_durably
+from dfm_engine.durable import LEFTOVER, remove_leftovers, write_durably
 from dfm_engine.errors import RecipeError, UsageError, WeightsError
 from dfm_engine.jobs import take_lock
 from dfm_engine.recipe import parse_recipe, to_toml
@@ -160,7 +160,9 @@ def open_run(out: Path, recipe: TrainDetectorRecipe, plan: dict[str, Any]) -> It
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "recipe.toml").is_file() and any(p.name != ".lock" for p in out.iterdir()):
+    if not (out / "recipe.toml").is_file() and any(
+        p.name != ".lock" and not LEFTOVER.search(p.name) for p in out.iterdir()
+    ):
         raise UsageError(f"--out {out} holds other files and no training run; name a new folder")
     with (out / ".lock").open("a+", encoding="ascii") as lock:
         take_lock(lock, fcntl.LOCK_EX, out)
