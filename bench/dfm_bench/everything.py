@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -117,9 +118,9 @@ def run_everything(
         left_s = deadline - time.monotonic()
         if left_s <= 1:
             outcomes.append(Outcome(verb=verb, exit_code=None, seconds=0.0, pages=(), last=""))
-            continue
-        say(f"bench {verb}, at most {left_s:.0f} s")
-        outcomes.append(_run(verb, out, device, quick=quick, limit_s=left_s))
+        else:
+            say(f"bench {verb}, at most {left_s:.0f} s")
+            outcomes.append(_run(verb, out, device, quick=quick, limit_s=left_s))
         say(f"bench {verb}: {outcomes[-1].words}")
         result = Everything(out=out, outcomes=tuple(outcomes))
         write_durably(out / "report.html", _page(result).encode())
@@ -143,8 +144,8 @@ def _run(verb: str, out: Path, device: str, *, quick: bool, limit_s: float) -> O
         except subprocess.TimeoutExpired:
             pass
         finally:
-            if process.poll() is None:  # its workers die with it
-                process.kill()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its workers too
                 process.wait()
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return Outcome(

@@ -22,6 +22,7 @@ from dfm_export.models import Opening, open_fomm_runner
 from dfm_export.precision import plan_of
 from dfm_export.provide import ExportCache, provide_fomm
 from dfm_export.runners import CompiledTorchGraph, GraphRunner, TorchGraph
+from dfm_export.to_tensorrt import BuildSettings, Profile
 
 __all__ = ["animate_flops", "open_ways"]
 
@@ -131,7 +132,10 @@ def _exported(
 ) -> Runner:
     say(f"{backend} {precision}")
     artifact = ExportCache().fomm(fomm, plan_of("fomm", precision), say=say)
-    return open_fomm_runner(artifact, Opening(backend=backend, device=device.type))
+    settings = BuildSettings(profile=Profile(opt=rows, max=rows))
+    return open_fomm_runner(
+        artifact, Opening(backend=backend, device=device.type, settings=settings)
+    )
 
 
 def _mixed(fomm: Fomm, device: torch.device, *, compiled: bool) -> Runner:
