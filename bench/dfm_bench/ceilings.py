@@ -157,7 +157,9 @@ def _per_frame(cost: Mapping[tuple[str, str], float], recipe: BuildRecipe) -> di
         # Two passes over the file; the face is looked for on every n-th frame of the first.
         "frame": 2 * decode + crop + cost["detect", "search"] / recipe.faces.every_n,
         "decode": decode + crop,
+        "driving decode": decode + crop,
         "driving keypoints": cost["keypoints", ""],
+        "driving screen": cost["detect", "framed"] / recipe.screen.every_n,
         "animate": cost["generator", ""],
         "screen": cost["detect", "framed"] / recipe.screen.every_n,
         "encode": sum(cost["x264", quality] for quality in QUALITIES),

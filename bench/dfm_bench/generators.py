@@ -169,15 +169,19 @@ def generator_rows(
         for batch in way.batches:
             key = f"{way.name} {batch}"
 
+            # Picked before the clock runs: an index of the host's would hold up a GPU's queue.
+            picked = [
+                kp_driving[[(turn * batch + row) % DRIVING_FRAMES for row in range(batch)]]
+                for turn in range(DRIVING_FRAMES)
+            ]
+
             def call(
                 turn: int,
                 runner: Runner = way.runner,
                 given: tuple[Any, Keypoints] = (features, kp_source),
-                driving: Keypoints = kp_driving,
-                rows: int = batch,
+                driving: Sequence[Keypoints] = tuple(picked),
             ) -> object:
-                picked = [(turn * rows + row) % DRIVING_FRAMES for row in range(rows)]
-                return runner.animate(*given, driving[picked])
+                return runner.animate(*given, driving[turn])
 
             calls[key] = call
             made[key] = (way.name, batch, way.flops, way.dtype)

@@ -185,7 +185,7 @@ def _estimate(gpu: Gpu, *, compiled: bool) -> str:
 def _registers(gpu: Gpu) -> str:
     """Compile all kernels for a GPU that is not there."""
     try:
-        from dfm_kernels.ahead import compiling_for
+        from dfm_kernels.aot import compiling_for
     except ImportError as error:
         raise EnvironmentUnfit(
             f"compiling the kernels needs triton ({error}); --quick goes without"

@@ -15,7 +15,7 @@ from dfm_bench.measure import StageRow
 
 __all__ = ["PAPER", "Outlook", "PaperSet", "StageOutlook", "outlook"]
 
-PER_DRIVING_CLIP = ("driving keypoints",)
+PER_DRIVING_CLIP = ("driving decode", "driving keypoints", "driving screen")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,12 @@ computes for its picture.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from dfm_engine.exact_kernels import exact_kernels
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.fomm.transfer import TransferMode, transfer
 from dfm_engine.fomm.values import Keypoints
@@ -39,7 +38,7 @@ class ReferenceLoop:
         self._fomm.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         self._source = source
         self._mode: TransferMode = mode
-        with _float32():
+        with torch.inference_mode(), exact_kernels():
             self._kp_source = self._fomm.keypoints(source)
             self._kp_initial = self._fomm.keypoints(initial)
 
@@ -50,15 +49,7 @@ class ReferenceLoop:
 
     def __call__(self, driving: Tensor) -> Tensor:
         """(1, 3, H, W) in [0, 1]: the source moved as this driving frame is."""
-        with _float32():
+        with torch.inference_mode(), exact_kernels():
             kp_driving = self.keypoints(driving)
             features = self._fomm.encode_source(self._source)
             return self._fomm.animate(features, self._kp_source, kp_driving).prediction
-
-
-@contextlib.contextmanager
-def _float32() -> Iterator[None]:
-    """No gradients; on a GPU no TF32 either, which cuDNN would take by itself."""
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-    with flags, torch.inference_mode():
-        yield

@@ -7,14 +7,12 @@ of other formats live in the packages that make those formats.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dfm_engine.exact_kernels import exact_kernels
 from dfm_engine.fomm.config import FommConfig
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
@@ -94,12 +92,12 @@ class TorchRunner:
 
     def keypoints(self, images: Tensor) -> Keypoints:
         """See `Runner`."""
-        with _exact():
+        with torch.inference_mode(), exact_kernels():
             return Keypoints.cat([self.fomm.keypoints(part) for part in self._split(images)])
 
     def source(self, images: Tensor) -> SourceFeatures:
         """See `Runner`."""
-        with _exact():
+        with torch.inference_mode(), exact_kernels():
             parts = [self.fomm.encode_source(part) for part in self._split(images)]
             return SourceFeatures.cat(parts)
 
@@ -110,7 +108,7 @@ class TorchRunner:
         rows = len(kp_driving)
         features, kp_source = features.expand(rows), kp_source.expand(rows)
         step = self._rows_at_once(rows)
-        with _exact():
+        with torch.inference_mode(), exact_kernels():
             predictions = [
                 self.fomm.animate(features[part], kp_source[part], kp_driving[part]).prediction
                 for part in (slice(start, start + step) for start in range(0, rows, step))
@@ -148,35 +146,3 @@ def plan_batch_size(
     row_bytes = 6 * 4 * config.generator.block_expansion * height * width
     rows = min(MAX_CUDA_BATCH_SIZE, free_bytes // 2 // row_bytes)
     return 1 << (max(1, rows).bit_length() - 1)
-
-
-class _ExactKernels:
-    """cuDNN's flags are the whole process's: set while any thread is inside, then put back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._stack = contextlib.ExitStack()
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """No gradients, float32 convolutions in full, the algorithm chosen by shape alone."""
-        with self._lock:
-            if self._inside == 0:
-                self._stack.enter_context(
-                    torch.backends.cudnn.flags(
-                        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-                    )
-                )
-            self._inside += 1
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    self._stack.close()
-
-
-_exact = _ExactKernels()

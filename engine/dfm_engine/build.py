@@ -127,7 +127,11 @@ def build_dataset(
             reader=reader,
             batch_size=batch_size,
             meters=meters,
-            store=DrivingStore(options.out / "prepared", contract),
+            # Found once for all runs of the folder, also those with a smaller batch.
+            store=DrivingStore(
+                options.out / "prepared",
+                {name: value for name, value in contract.items() if name != "batch_size"},
+            ),
         )
         naming = Naming(
             recipe,

@@ -22,7 +22,7 @@ from dfm_engine.backends import Runner
 from dfm_engine.clip import QUALITIES, Pixels, Quality, SourceClip
 from dfm_engine.columns import text_of_path
 from dfm_engine.encoding import Encoders, Order
-from dfm_engine.errors import MediaError
+from dfm_engine.errors import EnvironmentUnfit, MediaError
 from dfm_engine.fomm.values import Keypoints
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import FileFacts, Marker, RunFolder
@@ -148,6 +148,20 @@ class Workshop:
         if not ordered:
             return
         self._encoders.start()  # they start beside the first clips being opened
+        try:
+            self._run_wave(ordered, record, stop)
+        except torch.OutOfMemoryError as error:  # the generator's own are met by smaller batches
+            raise EnvironmentUnfit(
+                f"{self._runner.device} ran out of memory beside the generator ({error}); lower "
+                "plan.batch_size in the recipe, and use another --out"
+            ) from error
+
+    def _run_wave(
+        self,
+        ordered: list[Candidate],
+        record: Callable[[Candidate, Outcome], None],
+        stop: StopRequest,
+    ) -> None:
         with (
             Ahead(self._open(ordered, stop), depth=OPEN_JOBS, name="open") as opened,
             Ahead(

@@ -195,11 +195,11 @@ class Shelf:
         return OpenDriving(clip, prepared, motion.keypoints, motion.signals, motion.track)
 
     def _find_motion(self, clip: DrivingClip, prepared: Prepared) -> DrivingMotion:
-        with self._meters.busy("decode", clips=1, frames=prepared.frames):
+        with self._meters.busy("driving decode", clips=1, frames=prepared.frames):
             frames = self._frames(clip, prepared)
         with self._meters.busy("driving keypoints", clips=1, frames=len(frames)):
             keypoints = prepare_driving(frames, runner=self._runner, batch_size=self._batch_size)
-        with self._meters.busy("screen", frames=len(frames)):
+        with self._meters.busy("driving screen", clips=1, frames=len(frames)):
             track = look(frames, self._detector, every_n=self._recipe.screen.every_n)
             if track is None:
                 raise FaceError(clip.path, "no-face", "no face in the framed driving clip")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
+from dfm_engine.exact_kernels import exact_kernels
 from dfm_export.cuda_graphs import CudaGraphs
 from dfm_export.front_door import Part, admit, normal_device
 from dfm_export.specs import GraphSpec
@@ -166,10 +167,7 @@ class TorchGraph(CheckedGraph):
         self._call: Callable[..., Any] = self.module
 
     def _compute(self, part: Part) -> None:
-        flags = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        )
-        with flags:
+        with exact_kernels():
             self._launch(part)
 
     def _launch(self, part: Part) -> None:
@@ -219,10 +217,7 @@ class CompiledTorchGraph(TorchGraph):
         self._recorded = CudaGraphs(self._launch, self.device)
 
     def _compute(self, part: Part) -> None:
-        flags = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        )
-        with flags:
+        with exact_kernels():
             self._recorded.run(part)
 
     def close(self) -> None:

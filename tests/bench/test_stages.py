@@ -111,7 +111,9 @@ def test_a_stage_has_the_time_of_its_parts_as_ceiling():
         {
             "frame": 1 / (0.01 + 0.01 + 0.02 + 0.05 / 5),
             "decode": 1 / (0.01 + 0.02),
+            "driving decode": 1 / (0.01 + 0.02),
             "driving keypoints": 30,
+            "driving screen": 80,
             "animate": 4,
             "screen": 80,
             "encode": 1 / (0.005 + 0.02 + 0.01),

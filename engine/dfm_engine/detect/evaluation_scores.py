@@ -7,7 +7,6 @@ that every number of an evaluation can be computed again, and others, without th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dfm_engine.columns import column, write_table
 from dfm_engine.errors import CheckFailed
+from dfm_engine.overlap import Ahead
 from dfm_engine.store.augment import FusedAugment
 from dfm_engine.store.sampler import evenly_spaced
 
@@ -119,13 +119,10 @@ def score_store(
     pixels = _Pixels(store, runner.device)
     p_fake = np.empty(len(rows))
     starts = range(0, len(rows), runner.max_batch)
-    with ThreadPoolExecutor(1) as reader:  # reads the next batch while the net runs
-        ahead = reader.submit(store.read, rows[: runner.max_batch])
-        for start in starts:
+    batches = (store.read(rows[start : start + runner.max_batch]) for start in starts)
+    with Ahead(batches, depth=1, name="read") as read:  # while the net runs
+        for start, raw in zip(starts, read, strict=True):
             stop = start + runner.max_batch
-            raw = ahead.result()
-            if stop < len(rows):
-                ahead = reader.submit(store.read, rows[stop : stop + runner.max_batch])
             p_fake[start:stop] = runner.run(pixels(raw)).fake.double().cpu().numpy()
             progress(min(stop, len(rows)), len(rows))
     bad = np.flatnonzero(~((p_fake >= 0) & (p_fake <= 1)))

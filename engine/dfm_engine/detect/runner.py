@@ -16,6 +16,7 @@ from torch import Tensor
 from dfm_engine.detect.detector import DetectorSpec, ForgeryDetector, fake_probability
 from dfm_engine.detect.fit import FrameFitter
 from dfm_engine.errors import ShapeError
+from dfm_engine.exact_kernels import exact_kernels
 
 MAX_BATCH = 64
 
@@ -117,10 +118,7 @@ class TorchDetectorRunner:
         """
         if not 0 < len(frames) <= self.max_batch:
             raise ShapeError(f"{self.name} takes 1 to {self.max_batch} frames, got {len(frames)}")
-        flags = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        )
-        with torch.no_grad(), flags:
+        with torch.no_grad(), exact_kernels():
             logits, cam = self.detector.logits_and_cam(self.images(frames))
         return DetectorOutput(logits.float(), cam.float())
 

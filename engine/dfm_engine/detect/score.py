@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from dfm_engine.columns import text_of_path
@@ -28,6 +28,7 @@ from dfm_engine.errors import MediaError, UsageError
 from dfm_engine.faces.framing import Detector
 from dfm_engine.media.containers import MEDIA_SUFFIXES
 from dfm_engine.media.probe_command import list_files
+from dfm_engine.overlap import Ahead
 from dfm_engine.recipe import Limits
 
 if TYPE_CHECKING:
@@ -175,13 +176,18 @@ def run_score(
             )
         except MediaError as error:
             return error
+        except (OSError, MemoryError, FFmpegError) as error:
+            return MediaError(path, "unreadable", f"reading it failed: {error!r}")
 
     scored: list[ScoredVideo] = []
-    for path, video in _one_ahead(files, read):
-        one = _score(path, video, runner, cam)
-        scored.append(one)
-        counter = f"[{len(scored)}/{len(files)}] " if len(files) > 1 else ""
-        say(counter + one.line())
+    videos = ((path, read(path)) for path in files)
+    with Ahead(videos, depth=1, name="read") as ahead:  # while the last one is looked at
+        for path, video in ahead:
+            one = _score(path, video, runner, cam)
+            scored.append(one)
+            counter = f"[{len(scored)}/{len(files)}] " if len(files) > 1 else ""
+            say(counter + one.line())
+            del video  # before the next one is made
     return ScoreReport(
         model={
             "name": runner.spec.name,
@@ -196,21 +202,6 @@ def _files(path: Path) -> Iterator[Path]:
     for file in list_files(path):
         if file == path or file.suffix.lower() in MEDIA_SUFFIXES:
             yield file
-
-
-def _one_ahead(
-    paths: Iterable[Path], read: Callable[[Path], VideoFrames | MediaError]
-) -> Iterator[tuple[Path, VideoFrames | MediaError]]:
-    """Read in order, the next one while the last one is used."""
-    with ThreadPoolExecutor(1) as reader:
-        waiting = None
-        for path in paths:
-            coming = path, reader.submit(read, path)
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
 
 
 def _score(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dfm_engine.clip import Box, Pixels
 from dfm_engine.errors import ShapeError
+from dfm_engine.exact_kernels import exact_kernels
 from dfm_engine.faces.mtcnn_weights import load_weights
 from dfm_engine.faces.nms import batched_nms
 
@@ -164,6 +165,7 @@ class Mtcnn:
         return cls(*nets, device=device)
 
     @torch.inference_mode()
+    @exact_kernels()
     def detect(self, frames: Pixels | Tensor, *, min_face_px: float = 20.0) -> list[list[Face]]:
         """Find the faces of frames of one size.
 
@@ -196,6 +198,7 @@ class Mtcnn:
         return _to_faces(boxes, landmarks, scores, owner, count)
 
     @torch.inference_mode()
+    @exact_kernels()
     def landmarks_in(
         self, frames: Pixels | Tensor, squares: NDArray[np.floating]
     ) -> NDArray[np.float32]:

@@ -26,7 +26,6 @@ from dfm_engine.fomm import augment
 from dfm_engine.fomm.pairs import draw_augmentation, warp_fields
 from dfm_engine.fomm.train_recipe import TrainFommRecipe
 from dfm_engine.fomm.train_step import Batch
-from dfm_engine.store.ahead import Ahead
 from dfm_engine.store.augment import FusedAugment
 from dfm_engine.store.batches import BATCHES_AHEAD
 from dfm_engine.store.frames import Store
@@ -34,6 +33,7 @@ from dfm_engine.store.index import StoredClip
 from dfm_engine.store.loader import open_loader
 from dfm_engine.store.meta import META, SETTINGS
 from dfm_engine.store.order import Purpose, epoch_order, whole_numbers
+from dfm_engine.store.prefetch import Prefetch
 
 __all__ = ["StorePairs", "open_store_pairs"]
 
@@ -120,7 +120,7 @@ class StorePairs:
         self._fused: dict[int, FusedAugment] = {}
         self._order: tuple[int, IntArray] = (-1, np.empty(0, np.int64))
         self._gathering = Lock()  # a loader serves one thread at a time
-        self._ahead = Ahead(
+        self._ahead = Prefetch(
             self._fetch, lambda key: key._replace(step=key.step + 1), depth=BATCHES_AHEAD
         )
 

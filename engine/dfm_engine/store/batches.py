@@ -19,12 +19,12 @@ from torch import Tensor
 
 from dfm_engine.clip import QUALITIES
 from dfm_engine.errors import UsageError
-from dfm_engine.store.ahead import Ahead
 from dfm_engine.store.augment import FusedAugment
 from dfm_engine.store.draws import AugmentPolicy, Draws, draw
 from dfm_engine.store.index import StoreIndex
 from dfm_engine.store.loader import Loader
 from dfm_engine.store.order import Purpose, epoch_order, whole_numbers
+from dfm_engine.store.prefetch import Prefetch
 
 __all__ = ["Batch", "Batches", "QualityChoice", "SampleTable"]
 
@@ -206,7 +206,7 @@ class Batches:
                 f"{count} samples per epoch{f' and rank of {world}' * (world > 1)} are fewer than "
                 f"one batch of {batch_size}; lower the batch size or prepare more frames"
             )
-        self._ahead = Ahead(self._fetch, self._after, depth=BATCHES_AHEAD)
+        self._ahead = Prefetch(self._fetch, self._after, depth=BATCHES_AHEAD)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step; the following one is fetched meanwhile.

@@ -182,7 +182,7 @@ class HostLoader:
     """Frames gathered in main memory, then copied to the device.
 
     With CUDA they are gathered into pinned memory, and copied in a stream of their own: called
-    from a thread (`Ahead`), neither the gather nor the copy holds up a step.
+    from a thread (`Prefetch`), neither the gather nor the copy holds up a step.
     """
 
     def __init__(

@@ -196,6 +196,25 @@ def test_a_bad_file_costs_its_line_and_exit_3(tmp_path: Path) -> None:
     assert score([tmp_path / "absent.mp4"]).exit_code == 3
 
 
+@pytest.mark.parametrize("error", [OSError("stale file handle"), MemoryError("no room")])
+def test_whatever_reading_raises_costs_that_video_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bad = square_clip(tmp_path / "a.mp4", level=30)
+    square_clip(tmp_path / "b.mp4", level=30)
+
+    def read(path: Path, *args, read=read_video, **options) -> VideoFrames:
+        if path == bad:
+            raise error
+        return read(path, *args, **options)
+
+    monkeypatch.setattr("dfm_engine.detect.score.read_video", read)
+    report = score([tmp_path])
+    assert [video.error for video in report.videos] == ["unreadable", None]
+    assert str(error) in (report.videos[0].reason or "")
+    assert report.exit_code == 3
+
+
 def test_nothing_to_score_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to score"):
         score([])

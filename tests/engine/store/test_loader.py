@@ -13,10 +13,10 @@ from dfmtest_store_clips import StoreAsClips
 
 from dfm_engine.errors import EnvironmentUnfit, InputError, UsageError
 from dfm_engine.store import loader as module
-from dfm_engine.store.ahead import Ahead
 from dfm_engine.store.frames import Store
 from dfm_engine.store.loader import DeviceLoader, Mode, choose_mode, open_loader
 from dfm_engine.store.meta import shard_path
+from dfm_engine.store.prefetch import Prefetch
 
 
 @pytest.fixture(params=["rgb24", "i420"])
@@ -145,7 +145,7 @@ def test_what_follows_is_made_while_the_present_one_is_used():
         made.append((number, threading.current_thread().name))
         return 10 * number
 
-    with Ahead(make, lambda n: n + 1 if n < 5 else None) as ahead:
+    with Prefetch(make, lambda n: n + 1 if n < 5 else None) as ahead:
         assert ahead.get(0) == 0
         ahead.wait()
         assert [number for number, _ in made] == [0, 1]
@@ -165,7 +165,7 @@ def test_an_error_made_ahead_comes_out_where_it_belongs():
             raise InputError("one is broken")
         return number
 
-    with Ahead(make, lambda n: n + 1) as ahead:
+    with Prefetch(make, lambda n: n + 1) as ahead:
         assert ahead.get(0) == 0
         ahead.wait()
         with pytest.raises(InputError, match="one is broken"):

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton", reason="this torch comes without triton")
 
 from dfm_bench.kernel_cases import KernelCase, kernel_cases
-from dfm_kernels.ahead import compiling_for
+from dfm_kernels.aot import compiling_for
 from dfm_kernels.coordinates import Points
 from dfm_kernels.deformation import mix_motions
 from dfm_kernels.dispatch import INTERPRETED, launches_on

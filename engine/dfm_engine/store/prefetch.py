@@ -7,13 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-__all__ = ["Ahead"]
+__all__ = ["Prefetch"]
 
 Key = TypeVar("Key", bound=Hashable)
 Made = TypeVar("Made")
 
 
-class Ahead(Generic[Key, Made]):
+class Prefetch(Generic[Key, Made]):
     """Owns the thread. What is asked for out of turn is made as well, just not ahead.
 
     Args:
