@@ -166,7 +166,9 @@ class TrtGraph(CheckedGraph):
         self._enqueue(part, torch.cuda.current_stream(self.device).cuda_stream)
 
     def _enqueue(self, part: Part, stream: int) -> None:
-        context = self._context()
+        # A recorded graph needs its context as it was: each size that is recorded has its own.
+        sizes = tuple(tuple(tensor.shape) for tensor in part.feeds.values())
+        context = self._context(sizes if self._recorded is not None else ())
         for name, tensor in part.feeds.items():
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 self._fail(f"refused shape {tuple(tensor.shape)} for input {name!r}")
@@ -180,9 +182,12 @@ class TrtGraph(CheckedGraph):
         if not context.execute_async_v3(stream):
             self._fail("did not run")
 
-    def _context(self) -> Any:
-        """This thread's."""
-        if not hasattr(self._contexts, "context"):
+    def _context(self, sizes: tuple[tuple[int, ...], ...]) -> Any:
+        """This thread's for so large inputs; one for all where nothing is recorded."""
+        if not hasattr(self._contexts, "of_sizes"):
+            self._contexts.of_sizes = {}
+        contexts: dict[tuple[tuple[int, ...], ...], Any] = self._contexts.of_sizes
+        if sizes not in contexts:
             self._trt.messages.take()
             context = (
                 self._engine.create_execution_context()
@@ -191,8 +196,8 @@ class TrtGraph(CheckedGraph):
             )
             if context is None:
                 self._fail("gave no execution context")
-            self._contexts.context = context
-        return self._contexts.context
+            contexts[sizes] = context
+        return contexts[sizes]
 
     def _fail(self, what: str) -> None:
         raise TensorRtError(

@@ -15,6 +15,7 @@ from dfmtest_onnx_graphs import WARP, Warp, warp_feeds
 from dfm_engine.errors import EnvironmentUnfit, ShapeError, UsageError
 from dfm_export import trt_graph
 from dfm_export.cache import CachedEngine, EngineCache, EngineKey
+from dfm_export.cuda_graphs import CudaGraphs
 from dfm_export.specs import GraphSpec, TensorSpec
 from dfm_export.to_tensorrt import Profile, load_engine
 from dfm_export.trt_api import TensorRtError
@@ -123,6 +124,25 @@ def test_each_thread_has_a_context_of_its_own() -> None:
     assert len({id(context) for context in fake.contexts}) == 3
     for seed in range(3):
         assert torch.equal(results[seed], Warp()(*warp_feeds(4, seed=seed).values()))
+
+
+def test_each_recorded_size_has_a_context_of_its_own() -> None:
+    fake = engine()
+    runner = graph(fake)
+
+    def record(launch, _device):
+        launch()  # as a capture does; a replay runs on the same context's state
+        return launch
+
+    runner._recorded = CudaGraphs(
+        lambda part: runner._enqueue(part, 0), runner.device, record=record
+    )
+    for rows in (1, 4, 1, 4):  # back to a size after another was used
+        feeds = warp_feeds(rows, seed=rows)
+        assert torch.equal(runner.run(feeds)["mask"], Warp()(*feeds.values()))
+    assert len(fake.contexts) == 2
+    for context in fake.contexts:  # bound as it was recorded, every time
+        assert len({tuple(sorted(addresses.items())) for _, addresses in context.runs}) == 1
 
 
 @pytest.mark.parametrize(
