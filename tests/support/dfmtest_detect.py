@@ -1,14 +1,20 @@
-"""Detectors to test with, made once."""
+"""Detectors to test with, made once; trainings of a moment."""
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dfm_engine.detect.models import ForgeryDetector, create_detector
+from dfm_engine.detect.train import run_train_detector
 from dfm_engine.detect.train_recipe import Data, Model, Output, Schedule, TrainDetectorRecipe
+from dfm_engine.store.frames import Store
+
+KEPT = ("detector.safetensors", "detector.json", "history.jsonl", "model_card.md")
 
 
 @cache
@@ -34,3 +40,17 @@ def small_recipe(**changes: Any) -> TrainDetectorRecipe:
         "output": Output(checkpoint_every_steps=1, log_every_steps=2),
     }
     return TrainDetectorRecipe(name="small", **{**tables, **changes})
+
+
+def train(store: Store, out: Path, recipe: TrainDetectorRecipe, model: str = "small-cnn", **more):
+    return run_train_detector(
+        model=model, store=store.path, out=out, recipe=recipe, device="cpu", **more
+    )
+
+
+def kept(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in KEPT}
+
+
+def history(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]

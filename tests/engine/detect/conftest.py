@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from dfmtest_detect import made
+from dfmtest_store import make_store
 
 from dfm_engine.detect.models import ForgeryDetector
+from dfm_engine.store.frames import Store
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +24,16 @@ def _one_thread():
 def xception() -> ForgeryDetector:
     """Seeded; not to be changed."""
     return made("xception")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Four people train and four in val, a real clip and a fake of each; the fakes can be told."""
+    path = tmp_path_factory.mktemp("detect") / "store"
+    return make_store(path, identities=12, frames=2, size=32, signal=90.0)
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out curves.png, which costs a second."""
+    monkeypatch.setattr("dfm_engine.detect.history.History.draw", lambda self, best_epoch: None)
