@@ -103,6 +103,13 @@ def _data_lines(store: dict[str, Any], recipe: TrainDetectorRecipe) -> list[str]
             f"{counts['identities']} identities, {counts['frames']} frames per quality."
         )
     quality = recipe.data.quality
+    shared = store["shared_identities"]
+    if shared:
+        lines.append(
+            "- **People of train are in other splits too**: "
+            + ", ".join(f"{count} in {split}" for split, count in shared.items())
+            + ". Numbers on those splits say little about people whom the net has not seen."
+        )
     how = "drawn per sample and epoch from" if quality == "mixed" else "always"
     lines += [
         f"- Quality: {how} {', '.join(store['qualities'])}. Per epoch "

@@ -7,6 +7,7 @@ store that cannot train a detector is an error before anything is computed.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -28,8 +29,11 @@ from dfm_engine.store.index import CLIPS, INDEX
 from dfm_engine.store.loader import Loader
 from dfm_engine.store.meta import META
 
+log = logging.getLogger(__name__)
+
 IntArray = NDArray[np.int64]
 _SPLITS = ("train", "val")
+_OTHERS = ("val", "test")
 _VAL_BATCH = 64
 
 
@@ -52,8 +56,8 @@ class TrainData:
         """Find and check.
 
         Raises:
-            UsageError: no such split or quality, one class alone, or frames smaller than the net's
-                input.
+            UsageError: no such split or quality, one class alone, frames smaller than the net's
+                input, or people in train and in another split where the recipe refuses them.
         """
         where = os.fspath(store.path)
         if store.meta.size_px < spec.input_px:
@@ -71,6 +75,7 @@ class TrainData:
                     "training needs train and val: prepare a data set of `dfm-engine "
                     "build-dataset`, and see that it has identities enough for every split"
                 )
+        _check_people(store, may_share=recipe.data.shared_identities == "allow")
         quality = recipe.data.quality
         tables = {
             split: SampleTable.of(store.index, split=split, quality=quality) for split in _SPLITS
@@ -131,6 +136,9 @@ class TrainData:
             "frames_per_clip": self.store.meta.frames_per_clip,
             "qualities": [name or "as found" for name in self.train.qualities],
             "splits": splits,
+            "shared_identities": {
+                split: len(people) for split, people in shared_people(self.store).items()
+            },
             "sha256": store_digest(self.store),
         }
 
@@ -190,6 +198,40 @@ class Feed:
     def _walk(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches.epoch(0):
             yield batch.images, batch.labels
+
+
+def shared_people(store: Store) -> dict[str, list[str]]:
+    """Who of the train split is in another one too: split -> names, sorted; {} where nobody is."""
+    seen: dict[str, set[str]] = {}
+    for clip in store.index.clips:
+        seen.setdefault(clip.split or "none", set()).add(clip.identity)
+    shared = {split: sorted(seen.get("train", set()) & seen.get(split, set())) for split in _OTHERS}
+    return {split: people for split, people in shared.items() if people}
+
+
+def _check_people(store: Store, *, may_share: bool) -> None:
+    """A net that may know a person by heart is no judge of fakes of that person."""
+    shared = shared_people(store)
+    if not shared:
+        return
+    found = " and ".join(
+        f"{len(people)} of them in {split} too ({', '.join(people[:5])}"
+        f"{', ...' if len(people) > 5 else ''})"
+        for split, people in shared.items()
+    )
+    text = (
+        f"the store {os.fspath(store.path)!r} trains on "
+        f"{len({clip.identity for clip in store.index.clips if clip.split == 'train'})} people, "
+        f"{found}: what it scores there flatters a net that knows them by heart"
+    )
+    if not may_share:
+        raise UsageError(
+            f"{text}. Build with the splits identity-disjoint, or move these people's clips to one "
+            "part; where equal names mean different people, name them by --identity-csv in "
+            "`dfm-engine prepare`. If this is meant, as in the authors' own split, say "
+            'shared_identities = "allow" in the [data] of the recipe'
+        )
+    log.warning("train  %s; the recipe allows it", text)
 
 
 def shuffle_labels(table: SampleTable, *, seed: tuple[int, ...]) -> SampleTable:

@@ -59,6 +59,11 @@ class Data:
         "shuffled: a control that can learn nothing; labels are dealt out anew among the clips of "
         "each split, the same share of them to real and to fake",
     )
+    shared_identities: Literal["refuse", "allow"] = _doc(
+        "refuse",
+        "people of train who are in val or test too: allow for splits that are not by person, as "
+        "the authors' are; the model card then says so",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

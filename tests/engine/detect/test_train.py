@@ -184,6 +184,7 @@ def test_a_run_leaves_what_people_and_programs_read(store: Store, tmp_path: Path
     assert f"| mean | {result.best['val/accuracy']:.4f} |" in card
     assert "4 real and 4 fake clips of 4 identities" in card
     assert "Augmentation: none." in card
+    assert "other splits too" not in card
     run = json.loads((out / "run.json").read_text())
     assert run["machine"]["device"] == "cpu"
     assert result.to_json()["best_epoch"] == result.best_epoch
@@ -253,6 +254,47 @@ def test_a_store_that_cannot_train_says_what_to_do(
     wrong = with_clips(store, tmp_path / "wrong", keep)
     with pytest.raises(UsageError, match=message):
         train(wrong, tmp_path / "run", small_recipe(**recipe))
+
+
+def shared_store(store: Store, path: Path, *splits: str) -> Store:
+    """The store, with the first training person's name on a person of each of `splits`."""
+    clips = store.index.clips
+    who = next(clip.identity for clip in clips if clip.split == "train")
+    others = {next(c.identity for c in clips if c.split == split) for split in splits}
+    renamed = [replace(c, identity=who) if c.identity in others else c for c in clips]
+    frames = [store.read(np.asarray(clip.rows, np.int64)) for clip in clips]
+    return write_store(path, replace(store.meta, shards=()), renamed, frames)
+
+
+@pytest.mark.parametrize(
+    ("splits", "told"),
+    [
+        (("val",), r"trains on 4 people, 1 of them in val too \(person-0\): "),
+        (("test",), r"trains on 4 people, 1 of them in test too \(person-0\): "),
+        (("val", "test"), r"1 of them in val too \(person-0\) and 1 of them in test too"),
+    ],
+)
+def test_people_of_train_in_another_split_are_refused_by_name(
+    splits: tuple[str, ...], told: str, store: Store, tmp_path: Path
+) -> None:
+    leaky = shared_store(store, tmp_path / "leaky", *splits)
+    with pytest.raises(UsageError, match=told):
+        train(leaky, tmp_path / "run", small_recipe())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_by_clip_is_trained_where_the_recipe_allows_it_and_the_card_says_so(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaky = shared_store(store, tmp_path / "leaky", "val")
+    data = Data(quality="mixed", frames="all", shared_identities="allow")
+    recipe = small_recipe(schedule=Schedule(epochs=1, batch_size=8), data=data)
+    train(leaky, tmp_path / "run", recipe)
+    assert "1 of them in val too (person-0)" in caplog.text
+    facts = json.loads((tmp_path / "run" / "detector.json").read_text())
+    assert facts["store"]["shared_identities"] == {"val": 1}
+    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert "People of train are in other splits too**: 1 in val." in card
 
 
 def test_training_begins_with_the_weights_given(store: Store, tmp_path: Path) -> None:
