@@ -20,20 +20,24 @@ from dfm_engine.errors import CheckFailed
 __all__ = ["ChannelAffine", "bias_of", "fold_norm", "fold_norms"]
 
 
+EPS = 2.0**-8
+"""Of a norm without statistics. torch wants it above 0; 1 - EPS and EPS are exact in 16 bits too."""
+
+
 class ChannelAffine(nn.Module):
     """x * scale + shift, per channel: what remains of a norm that cannot be folded."""
 
     scale: Tensor
     shift: Tensor
-    zeros: Tensor
-    ones: Tensor
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
-        self.register_buffer("zeros", torch.zeros_like(scale))
-        self.register_buffer("ones", torch.ones_like(scale))
+        self.register_buffer("mean", torch.zeros_like(scale))
+        self.register_buffer("variance", torch.full_like(scale, 1 - EPS))
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> ChannelAffine:
@@ -44,10 +48,11 @@ class ChannelAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same.
 
-        As a norm with mean 0 and variance 1: one pass in every runtime, where a product and a sum
-        are two in most. (Such statistics also fit float16; a trained running variance may not.)
+        As a norm with mean 0 and variance 1, eps included: one pass in every runtime, where a
+        product and a sum are two in most. (Such statistics also fit float16; a trained running
+        variance may not.)
         """
-        return F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, eps=0.0)
+        return F.batch_norm(x, self.mean, self.variance, self.scale, self.shift, eps=EPS)
 
 
 @torch.no_grad()
