@@ -3,7 +3,8 @@
 In: files and folders. Out: one line per video as soon as it is known, and a `ScoreReport`. While
 the net looks at one video the next is read, so memory holds the frames of two, however many there
 are. A video's probability is the mean over its frames, as in an evaluation; a file that cannot be
-used is a line with its reason.
+used is a line with its reason. Files are opened by a process of their own: one that takes FFmpeg
+down is such a line too.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from dfm_engine.columns import text_of_path
 from dfm_engine.detect.cam_sheet import write_cam_sheet
 from dfm_engine.detect.runner import DetectorOutput
 from dfm_engine.detect.video_frames import CROPS, Crop, VideoFrames, read_video, shown_name
-from dfm_engine.errors import MediaError, UsageError
+from dfm_engine.errors import MediaError, UsageError, WorkerDied
 from dfm_engine.faces.framing import Detector
 from dfm_engine.media.containers import MEDIA_SUFFIXES
+from dfm_engine.media.decoding_process import Decoding, DecodingProcess
 from dfm_engine.media.probe_command import list_files
+from dfm_engine.media.probe_workers import crash
+from dfm_engine.media.reading_process import CRASH_ATTEMPTS
 from dfm_engine.overlap import Ahead
 from dfm_engine.recipe import Limits
 
@@ -142,6 +146,7 @@ def run_score(
     cam: Path | None = None,
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda line: None,
+    decoding: Decoding | None = None,
 ) -> ScoreReport:
     """Score videos.
 
@@ -154,10 +159,11 @@ def run_score(
         cam: folder for a sheet of class activation maps per video.
         limits: what a file may ask for.
         say: told every line as soon as it is known.
+        decoding: opens the files; a process of this call where left out.
 
     Raises:
         UsageError: no path, or a word that does not exist.
-        EnvironmentUnfit: a sheet cannot be written.
+        EnvironmentUnfit: a sheet cannot be written, or the process does not start.
     """
     if not paths:
         raise UsageError("nothing to score: name video files or folders of them")
@@ -169,19 +175,33 @@ def run_score(
     size_px = max(SIZE_PX, round(runner.spec.input_px / runner.spec.crop))
     lazy = _LazyDetector(faces)
 
-    def read(path: Path) -> VideoFrames | MediaError:
-        try:
-            return read_video(
-                path, frames=frames, size_px=size_px, detector=lazy, crop=crop, limits=limits
-            )
-        except MediaError as error:
-            return error
-        except (OSError, MemoryError, FFmpegError) as error:
-            return MediaError(path, "unreadable", f"reading it failed: {error!r}")
+    def read(path: Path, decoding: Decoding) -> VideoFrames | MediaError:
+        for _ in range(CRASH_ATTEMPTS):
+            try:
+                return read_video(
+                    path,
+                    frames=frames,
+                    size_px=size_px,
+                    detector=lazy,
+                    crop=crop,
+                    limits=limits,
+                    decoding=decoding,
+                )
+            except WorkerDied:
+                continue
+            except MediaError as error:
+                return error
+            except (OSError, MemoryError, FFmpegError) as error:
+                return MediaError(path, "unreadable", f"reading it failed: {error!r}")
+        return crash(path)
+
+    def videos() -> Iterator[tuple[Path, VideoFrames | MediaError]]:
+        with DecodingProcess() as own:
+            for path in files:
+                yield path, read(path, decoding or own)
 
     scored: list[ScoredVideo] = []
-    videos = ((path, read(path)) for path in files)
-    with Ahead(videos, depth=1, name="read") as ahead:  # while the last one is looked at
+    with Ahead(videos(), depth=1, name="read") as ahead:  # while the last one is looked at
         for path, video in ahead:
             one = _score(path, video, runner, cam)
             scored.append(one)

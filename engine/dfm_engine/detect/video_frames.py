@@ -4,7 +4,8 @@ In: any file. Out: a `VideoFrames`. The file is probed first, by full decode. Wh
 already is taken whole: a clip of a built data set, or any square picture of up to `WHOLE_PX`. In
 anything else the face is found and boxed as a build does it (`faces.framing`), and frames near
 which it was not seen are left out. Frames are chosen and cut as `dfm-engine prepare` does, so a
-clip has the same pixels here and in a store.
+clip has the same pixels here and in a store. Whatever opens the file can be done by another
+process (`video_reading`); networks stay here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,16 +23,15 @@ from numpy.typing import NDArray
 
 from dfm_engine.clip import Box, FaceTrack, Pixels
 from dfm_engine.columns import text_of_path
+from dfm_engine.detect.video_reading import cut_frames, pictures_to_look_at, what_it_is
 from dfm_engine.errors import FaceError, MediaError, UsageError
 from dfm_engine.faces.box import clip_box
 from dfm_engine.faces.framing import Detector, look_at_clip
-from dfm_engine.faces.pictures import ClipRange
-from dfm_engine.media.cropping import BoxCropper, middle_square
-from dfm_engine.media.probe import Probe, probe
-from dfm_engine.media.still import read_still
+from dfm_engine.faces.pictures import ClipRange, PyavReader
+from dfm_engine.media.decoding_process import Decoding, decoding_here
+from dfm_engine.media.probe import Probe
 from dfm_engine.recipe import Clips, Faces, Limits
 from dfm_engine.store.sampler import evenly_spaced
-from dfm_engine.store.sampling import sample_clip
 
 __all__ = ["CROPS", "WHOLE_PX", "Crop", "VideoFrames", "read_video", "shown_name"]
 
@@ -76,6 +77,7 @@ def read_video(
     detector: Detector,
     crop: Crop = "auto",
     limits: Limits | None = None,
+    decoding: Decoding = decoding_here,
 ) -> VideoFrames:
     """Read the frames of one video, or of a still picture, which has one.
 
@@ -86,20 +88,24 @@ def read_video(
         detector: finds faces.
         crop: `auto` as the module's docstring says, or one way for all files.
         limits: what the file may ask for.
+        decoding: opens the file; this process where left out.
 
     Raises:
         MediaError: the file cannot be used whole.
         FaceError: no face to look at.
+        WorkerDied: of `decoding`.
     """
     if crop not in CROPS:
         raise UsageError(f"--crop takes {', '.join(CROPS)}, found {crop!r}")
     limits = limits or Limits()
-    found = probe(path, limits=limits)
+    (found,) = decoding.stream(what_it_is, path, limits)
     if found.verdict != "accept":
         raise MediaError(path, found.error or "corrupt", found.reason)
     if _is_cropped(found) if crop == "auto" else crop == "whole":
         numbers = evenly_spaced(found.frames or 1, frames)
-        return _read(found, numbers, None, missed=0, size_px=size_px, limits=limits)
+        return _read(
+            found, numbers, None, missed=0, size_px=size_px, limits=limits, decoding=decoding
+        )
     clips = Clips(max_frames=limits.frames)
     settings = dataclasses.replace(Faces(), min_found_share=MIN_FOUND_SHARE)
     seen = look_at_clip(
@@ -108,6 +114,7 @@ def read_video(
         limits=limits,
         faces=settings,
         clips=clips,
+        reader=_Elsewhere(decoding),
         must_move=False,
     )
     rate = (found.fps or clips.fps) / clips.fps  # the detector saw frames at the canonical rate
@@ -126,7 +133,23 @@ def read_video(
         missed=int((~shown).sum()),
         size_px=size_px,
         limits=limits,
+        decoding=decoding,
     )
+
+
+class _Elsewhere(PyavReader):
+    """The reader of a build, whose looks are drawn from another process."""
+
+    def __init__(self, decoding: Decoding) -> None:
+        self._decoding = decoding
+
+    def look(
+        self, clip: ClipRange, *, every_n: int, limits: Limits, clips: Clips
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """See `FrameReader.look`."""
+        yield from self._decoding.stream(
+            pictures_to_look_at, clip.path, clip, every_n, limits, clips
+        )
 
 
 def shown_name(path: Path) -> str:
@@ -154,25 +177,11 @@ def _read(
     missed: int,
     size_px: int,
     limits: Limits,
+    decoding: Decoding,
 ) -> VideoFrames:
-    if found.is_still:
-        picture = read_still(found.path, limits=limits)
-        height, width, _ = picture.shape
-        cut = BoxCropper(height, width, box or middle_square(height, width), size_px)
-        pixels = cut(picture)[None]
-    else:
-        sample = sample_clip(
-            found.path,
-            kind="video",
-            clip_frames=found.frames or 0,
-            wanted=numbers.tolist(),
-            box=box,
-            sha256=found.sha256,
-            size_px=size_px,
-            layout="rgb24",
-            limits=limits,
-        )
-        pixels = np.stack(list(sample.frames))
+    pixels = np.stack(
+        list(decoding.stream(cut_frames, found.path, found, numbers.tolist(), box, size_px, limits))
+    )
     return VideoFrames(
         path=found.path,
         frames=pixels,

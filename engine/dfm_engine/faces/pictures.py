@@ -4,6 +4,8 @@ In: a `ClipRange`. Out: every n-th picture to look for the face, and later the w
 box. `PyavReader` is the one of every machine; `store.dali_reader.DaliReader` decodes with NVDEC
 what NVDEC takes. Which of the two is used changes pixels by a rounding here and there, so it is
 chosen once per run, where the networks are loaded, and is a part of the run's contract.
+
+Importing this does not load torch, which cutting needs and looking does not.
 """
 
 from __future__ import annotations
@@ -12,18 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dfm_engine.clip import Box, DrivingClip, Pixels, SourceClip
 from dfm_engine.errors import MediaError
 from dfm_engine.media.decode import read_frames, read_still
 from dfm_engine.recipe import Clips, Limits
-from dfm_engine.torch_threads import one_thread
-from dfm_kernels.crop import Cropper
+
+if TYPE_CHECKING:
+    from dfm_kernels.crop import Cropper
 
 __all__ = ["ClipRange", "FrameReader", "PyavReader", "no_frame_after"]
 
@@ -138,6 +140,11 @@ class PyavReader:
         first_frame: int,
     ) -> Pixels:
         """See `FrameReader.crop`; holds one picture and the cut frames."""
+        import torch
+
+        from dfm_engine.torch_threads import one_thread
+        from dfm_kernels.crop import Cropper
+
         # Pages of it that no frame reaches are never touched, so the length may be generous.
         frames = np.empty((1 if clip.is_still else clips.max_frames, size, size, 3), np.uint8)
         count = 0

@@ -253,7 +253,7 @@ class EncodePool:
             if worker.is_ready():
                 self._stats[place].pid = worker.process.pid
                 return worker
-            found = _cause(worker.process.returncode)
+            found = cause_of_end(worker.process.returncode)
         self._break(
             EnvironmentUnfit(
                 f"{MAX_FAILED_STARTS} encode workers in a row did not start ({found}); "
@@ -333,7 +333,9 @@ class _Worker:
         answer = self._answer()
         if answer is None:
             name = Path(next(iter(request["outputs"].values()))).name
-            raise WorkerDied(f"encoding {name}", self.process.pid, _cause(self.process.returncode))
+            raise WorkerDied(
+                f"encoding {name}", self.process.pid, cause_of_end(self.process.returncode)
+            )
         return answer
 
     def _answer(self) -> dict[str, Any] | None:
@@ -398,7 +400,8 @@ def _resolve(job: _Job, answer: dict[str, Any], stats: WorkerStats) -> None:
     )
 
 
-def _cause(status: int) -> str:
+def cause_of_end(status: int) -> str:
+    """What ended a process, by its exit status."""
     if status >= 0:
         return f"exited with {status}"
     hint = "; was memory short?" if -status == signal.SIGKILL else ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import dfmtest_probe
 import numpy as np
 import pytest
 import torch
@@ -21,8 +23,10 @@ from dfm_engine.detect.video_frames import VideoFrames, read_video
 from dfm_engine.errors import FaceError, UsageError
 from dfm_engine.faces.mtcnn import Face
 from dfm_engine.media.decode import read_frames
+from dfm_engine.media.decoding_process import DecodingProcess
 from dfm_engine.media.encode import encode_clip, provenance_comment, rgb_to_i420
 from dfm_engine.media.probe import probe
+from dfm_engine.media.reading_process import CRASH_ATTEMPTS
 from dfm_engine.recipe import Limits
 from dfm_engine.store.sampler import evenly_spaced
 from dfm_engine.store.sampling import sample_clip
@@ -76,8 +80,31 @@ def wide_clip(path: Path, *, hidden: range = range(0), frames: int = 40, fps: in
     return path
 
 
+class Decoding(DecodingProcess):
+    """A process that dies of files named `kill*`."""
+
+    deaths = 0
+
+    def stream(self, function, path: Path, /, *given) -> Iterator:
+        if path.name.startswith("kill"):
+            self.deaths += 1
+            return super().stream(dfmtest_probe.pieces, path.with_name("kill"), 0)
+        return super().stream(function, path, *given)
+
+
+SHARED = DecodingProcess()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_process() -> Iterator[None]:
+    """For all tests here; started by this thread, since it ends with the one that started it."""
+    with SHARED:
+        list(SHARED.stream(dfmtest_probe.pieces, Path("fine"), 0))
+        yield
+
+
 def score(paths: list[Path], **options) -> ScoreReport:
-    options = {"runner": PixelRunner(), "faces": no_faces} | options
+    options = {"runner": PixelRunner(), "faces": no_faces, "decoding": SHARED} | options
     return run_score(paths, **options)
 
 
@@ -194,6 +221,35 @@ def test_a_bad_file_costs_its_line_and_exit_3(tmp_path: Path) -> None:
     assert (said["scored"], said["videos"][0]["verdict"]) == (2, "fake")
     assert score([tmp_path / "notes.txt"]).videos[0].error == "not-a-video"
     assert score([tmp_path / "absent.mp4"]).exit_code == 3
+
+
+def test_a_file_that_kills_its_decoder_costs_its_line_alone(tmp_path: Path) -> None:
+    square_clip(tmp_path / "a.mp4", level=30)
+    square_clip(tmp_path / "kill.mp4", level=30)
+    square_clip(tmp_path / "z.mp4", level=-30)
+    with Decoding() as decoding:
+        report = score([tmp_path], decoding=decoding)
+    assert [video.verdict for video in report.videos] == ["fake", None, "real"]
+    assert report.videos[1].error == "decoder-crash"
+    assert f"killed {CRASH_ATTEMPTS} worker processes" in report.videos[1].line()
+    assert decoding.deaths == CRASH_ATTEMPTS
+    assert report.exit_code == 3
+
+
+def test_this_process_opens_no_file_that_it_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide_clip(tmp_path / "a.mp4")
+    square_clip(tmp_path / "b.mp4", level=30)
+
+    def opened(*_, **__) -> None:
+        raise AssertionError("a stranger's file was opened here")
+
+    monkeypatch.setattr(av, "open", opened)
+    with pytest.raises(AssertionError, match="opened here"):
+        read_video(tmp_path / "b.mp4", frames=2, size_px=64, detector=StubFaces())
+    report = score([tmp_path], faces=StubFaces, frames=2, decoding=None)
+    assert [(video.frames, video.crop) for video in report.videos] == [(2, "face"), (2, "whole")]
 
 
 @pytest.mark.parametrize("error", [OSError("stale file handle"), MemoryError("no room")])
