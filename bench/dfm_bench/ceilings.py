@@ -241,7 +241,8 @@ def _model_rows(
         "generator": (animate, kp_driving),
     }
     for name, (call, inputs) in models.items():
-        flops = count_flops(functools.partial(call, inputs[0]))
+        # Of one row: only the calling thread's are counted. What is not torch's counts none.
+        flops = count_flops(functools.partial(call, inputs[0][:1])) * rows
         yield Row.of(
             name,
             timed(call, inputs, device),
@@ -250,8 +251,8 @@ def _model_rows(
             shape=(rows, 3, *runner.frame_size),
             dtype="float32",
             device=device,
-            ceiling=product.rate * 1e9 * rows / flops,
-            ceiling_of="matrix product",
+            ceiling=product.rate * 1e9 * rows / flops if flops else None,
+            ceiling_of="matrix product" if flops else "",
             command=command,
         )
 
