@@ -34,7 +34,15 @@ from dfm_engine.errors import EnvironmentUnfit
 from dfm_engine.machine import cache_folder
 from dfm_export.trt_api import Flavour, TensorRtError, library_cuda, library_version
 
-__all__ = ["CachedEngine", "EngineCache", "EngineKey", "Made", "engine_key"]
+__all__ = [
+    "CachedEngine",
+    "EngineCache",
+    "EngineKey",
+    "Made",
+    "engine_key",
+    "locked_entry",
+    "writing_cache",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -298,7 +306,8 @@ class EngineCache:
     ) -> CachedEngine:
         folder = self.entry(key)
         if folder.is_dir():
-            remove_leftovers(folder)
+            with writing_cache(self.root):
+                remove_leftovers(folder)
         _log.info("building %s for %s %s", key.graph, key.flavour, key.target)
         made = build()
         manifest = {
@@ -320,29 +329,56 @@ class EngineCache:
         _log.warning("engine %s is put aside (%s) and built again", folder, reason)
         if not folder.is_dir():
             return
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(folder, aside)
+        with writing_cache(self.root):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, aside)
         write_durably(aside / "reason.txt", reason.encode() + b"\n")
 
-    @contextlib.contextmanager
-    def _locked(self, key: EngineKey) -> Iterator[None]:
-        folder = self.entry(key)
-        try:
+    def _locked(self, key: EngineKey) -> contextlib.AbstractContextManager[None]:
+        busy = f"another process builds {key.graph}; waiting for it"
+        return locked_entry(self.entry(key), root=self.root, busy=busy)
+
+
+@contextlib.contextmanager
+def locked_entry(folder: Path, *, root: Path, busy: str) -> Iterator[None]:
+    """Hold `<folder>.lock`, so that of several processes one makes an entry of a cache.
+
+    Args:
+        folder: of the entry; what is above it is made.
+        root: of the cache.
+        busy: logged where another process holds it.
+
+    Raises:
+        EnvironmentUnfit: the lock cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing_cache(root):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = folder.with_name(f"{folder.name}.lock").open("a")
-        except OSError as error:
-            raise EnvironmentUnfit(
-                f"the engine cache {os.fspath(self.root)!r} cannot be written "
-                f"({error.strerror}); permit it, or set XDG_CACHE_HOME"
-            ) from error
-        with lock:
+            lock = stack.enter_context(folder.with_name(f"{folder.name}.lock").open("a"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                _log.warning("another process builds %s; waiting for it", key.graph)
+            except BlockingIOError:
+                _log.warning(busy)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        yield
+
+
+@contextlib.contextmanager
+def writing_cache(root: Path) -> Iterator[None]:
+    """Around what changes files of a cache.
+
+    Raises:
+        EnvironmentUnfit: it failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentUnfit(
+            f"writing the cache {os.fspath(root)!r}: {error.filename or 'a lock'}: "
+            f"{error.strerror or error}; free space or permit writing there, or set "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def slug(text: str) -> str:

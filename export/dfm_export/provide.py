@@ -7,13 +7,11 @@ It passes the same gates as `dfm-engine export`. Precision is fp32 unless the fo
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from dfm_engine.errors import InputError, UsageError
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.machine import cache_folder, installed
 from dfm_export.artifact import Artifact, open_artifact
+from dfm_export.cache import locked_entry, writing_cache
 from dfm_export.detector_runner import DetectorGraphRunner
 from dfm_export.models import Opening, choose_backend, open_detector_runner, open_fomm_runner
 from dfm_export.precision import Kind, Plan, plan_of
@@ -132,7 +131,10 @@ def provide_detector(
 
 
 class ExportCache:
-    """Exports by what they were made from; any number of processes may use it."""
+    """Exports by what they were made from; any number of processes may use it.
+
+    A folder that cannot be written is an `EnvironmentUnfit`.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_folder() / "exports"
@@ -183,15 +185,18 @@ class ExportCache:
             }
         )
         folder = self.root / key[:2] / key
-        with _locked(folder):
+        busy = "another process exports the same network; waiting for it"
+        with locked_entry(folder, root=self.root, busy=busy):
             try:
                 return open_artifact(folder)
             except InputError as error:
                 if folder.exists():
                     _log.warning("%s; it is made again", error)
+            with writing_cache(self.root):
+                if folder.exists():
                     shutil.rmtree(folder)
+                folder.mkdir(parents=True)
             say("exporting to ONNX, once; the cache keeps it")
-            folder.mkdir(parents=True)
             return export(folder)
 
 
@@ -242,15 +247,3 @@ def _code(kind: Kind) -> str:
 def _digest(facts: Any) -> str:
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            _log.warning("another process exports the same network; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -270,3 +270,13 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentUnfit, match="XDG_CACHE_HOME"):
         EngineCache(tmp_path / "file").get(KEY, build)
+
+
+def test_a_damaged_engine_that_cannot_be_moved_is_said_of_the_cache(
+    cache: EngineCache, build: FakeBuild
+) -> None:
+    engine = cache.get(KEY, build)
+    engine.path.write_bytes(b"other")
+    (cache.root / "quarantine").write_text("")  # a file where its folder has to be
+    with pytest.raises(EnvironmentUnfit, match=r"writing the cache .*quarantine.*XDG_CACHE_HOME"):
+        cache.get(KEY, build)

@@ -14,7 +14,7 @@ from dfmtest_onnx_graphs import WARP, write_warp
 from dfm_engine.backends import TorchRunner
 from dfm_engine.detect.models import create_detector
 from dfm_engine.detect.runner import TorchDetectorRunner
-from dfm_engine.errors import UsageError
+from dfm_engine.errors import EnvironmentUnfit, UsageError
 from dfm_export import provide, run_export
 from dfm_export.artifact import Artifact, ExportedGraph, sha256_of, write_artifact
 from dfm_export.fomm_runner import FommGraphsRunner
@@ -117,6 +117,36 @@ def test_a_damaged_export_is_made_again(tmp_path: Path, export: FakeExport, dama
     assert again == artifact
     assert export.folders == [artifact.path] * 2
     assert not (artifact.path / "leftover").exists()
+
+
+@pytest.mark.parametrize("at", ["", "ab", "abcd"])
+def test_a_cache_that_cannot_be_written_is_an_error_with_a_way_out(
+    tmp_path: Path, export: FakeExport, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Files where folders have to be, since nothing keeps an administrator from writing."""
+    monkeypatch.setattr(provide, "_digest", lambda _: "abcd")
+    cache = ExportCache(tmp_path / "cache")
+    blocked = cache.root / "ab" / "abcd" if at == "abcd" else cache.root / at
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    blocked.write_text("")
+    with pytest.raises(EnvironmentUnfit, match=r"writing the cache .*cache'.*set XDG_CACHE_HOME"):
+        provide_fomm(make_fomm(CONFIG), backend="onnxruntime", cache=cache, **HOW)
+    assert not export.folders
+
+
+def test_a_damaged_export_that_cannot_be_removed_is_said_of_the_cache(
+    tmp_path: Path, export: FakeExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, plan, fomm = ExportCache(tmp_path), plan_of("fomm", "fp32"), make_fomm(CONFIG)
+    artifact = cache.fomm(fomm, plan)
+    (artifact.path / "export.json").unlink()
+
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(provide.shutil, "rmtree", denied)
+    with pytest.raises(EnvironmentUnfit, match="Permission denied; free space or permit"):
+        cache.fomm(fomm, plan)
 
 
 def test_torch_needs_no_export(export: FakeExport) -> None:
