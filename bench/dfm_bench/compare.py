@@ -1,7 +1,8 @@
 """`bench compare`: two reports of the same benchmark, row by row.
 
-A row is the same row where everything but its times agrees: name, variant, device, input. Rates are
-only comparable on one machine; where the facts of the two reports differ, that is said first.
+A row is the same row where everything but its times agrees: name, variant, device, input. A report
+that has two such rows is refused, for nobody could tell which of them is meant. Rates are only
+comparable on one machine; where the facts of the two reports differ, that is said first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,7 +125,7 @@ def run_compare(before: Path, after: Path, *, max_regression: float) -> Comparis
         max_regression: share of a row's rate that may be lost, such as 0.1.
 
     Raises:
-        InputError: a file is no such report, or they share no row.
+        InputError: a file is no such report or has two rows of one key, or they share no row.
     """
     old, new = _read(before), _read(after)
     old_rows, new_rows = _rows(old, before), _rows(new, after)
@@ -160,12 +162,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _rows(report: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     try:
-        rows = {json.dumps([row[name] for name in _KEY]): row for row in report["rows"]}
+        keys = [json.dumps([row[name] for name in _KEY]) for row in report["rows"]]
+        rows = dict(zip(keys, report["rows"], strict=True))
         numbers = [row[name] for row in rows.values() for name in ("rate", "p5_s", "p95_s")]
         if not all(math.isfinite(value) and value > 0 for value in numbers):
             raise ValueError("a rate or time is not a positive number")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: a row of the report is damaged ({error})") from error
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        row = rows[repeated[0]]
+        raise InputError(
+            f"{path}: {len(keys) - len(rows)} rows of the report repeat another, the first "
+            f"{_name(row)!r} in {row['unit']} on {row['device']}, {row['dtype']}: which of them to "
+            "compare cannot be told; measure again, or delete all but one of each"
+        )
     return rows
 
 

@@ -165,12 +165,13 @@ def sweep_rows(
         return Row.of(
             "decode",
             timing,
-            variant=_variant(spec, frames, busy),
+            variant=_variant(spec, frames),
             amount=wanted,
             unit="frames/s",
             shape=(len(parts), wanted // len(parts), *parts[0].size, 3),
             device="cuda" if spec.device_id is not None else "cpu",
             command=command,
+            note=_use(busy),
         )
 
     swept = {
@@ -276,11 +277,14 @@ def write_odd_clips(folder: Path, canonical: Path) -> dict[str, Path]:
     return written
 
 
-def _variant(spec: GraphSpec, frames: int, busy: float | None) -> str:
+def _variant(spec: GraphSpec, frames: int) -> str:
     parts = [f"{spec.threads} threads, batch {spec.batch_size}", f"{frames or 'all'} frames"]
     parts += [] if spec.has_index else ["no index"]
-    parts += [] if busy is None else [f"NVDEC {busy:.0f} % busy"]
     return ", ".join(parts)
+
+
+def _use(busy: float | None) -> str:
+    return "" if busy is None else f"NVDEC {busy:.0f} % busy"
 
 
 def _part(path: Path, frames: int, *, size: int | None) -> Part:

@@ -16,7 +16,7 @@ def markdown_rows(rows: Iterable[Row]) -> str:
         [
             (
                 row.name,
-                row.variant,
+                row.way,
                 f"{'x'.join(map(str, row.shape))} {row.dtype}",
                 f"{number(row.rate)} {row.unit}",
                 f"{_milliseconds(row.p5_s)} – {_milliseconds(row.p95_s)}"

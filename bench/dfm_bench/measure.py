@@ -188,7 +188,8 @@ class Row:
 
     Attributes:
         name: what was measured.
-        variant: which way of doing it.
+        variant: which way of doing it; `name`, this, `device`, `shape`, `dtype` and `unit` are
+            those of one row of a report alone, and the same in the next run (`compare`).
         device: `cpu` or `cuda`; the report's facts say which.
         shape: of the input of one call.
         dtype: of the input.
@@ -200,6 +201,7 @@ class Row:
         ceiling: the rate that could not be passed; None where the row is itself a ceiling.
         ceiling_of: what the ceiling is.
         command: makes this row again.
+        note: what else was seen, and may differ from run to run.
     """
 
     name: str
@@ -217,6 +219,7 @@ class Row:
     ceiling_of: str = ""
     command: str = ""
     cpu_s: float | None = None
+    note: str = ""
 
     @classmethod
     def of(
@@ -233,6 +236,7 @@ class Row:
         ceiling: float | None = None,
         ceiling_of: str = "",
         command: str = "",
+        note: str = "",
     ) -> Self:
         """The row of a timing whose every call did `amount` units of work."""
         return cls(
@@ -251,7 +255,13 @@ class Row:
             ceiling_of=ceiling_of,
             command=command,
             cpu_s=timing.cpu_s,
+            note=note,
         )
+
+    @property
+    def way(self) -> str:
+        """For a person: the variant, and the note."""
+        return ", ".join(part for part in (self.variant, self.note) if part)
 
     @property
     def core_s(self) -> float | None:

@@ -94,7 +94,7 @@ def _rows(rows: Sequence[Row]) -> Markup:
     lines = [
         [
             row.name,
-            row.variant,
+            row.way,
             f"{'x'.join(map(str, row.shape))} {row.dtype}",
             f"{number(row.rate)} {row.unit}",
             f"{number(row.p5_s * 1000)} – {number(row.p95_s * 1000)} ms",

@@ -75,6 +75,24 @@ def test_another_machine_is_named_and_another_commit_is_not(tmp_path):
     assert found.different_facts == ("cores 2 and 4", "torch 2.14.1 and 2.15.0")
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_rows_that_repeat_another_are_refused_by_name(tmp_path, place):
+    """Else the last of them would stand for all, and hide what became slower."""
+    good = write(tmp_path / "good.json", row("decode", 100), row("crop", 50))
+    twice = write(tmp_path / "twice.json", row("decode", 10), row("crop", 50), row("decode", 100))
+    pair = [good, good]
+    pair[place] = twice
+    with pytest.raises(InputError, match=r"twice\.json: 1 rows .* 'decode 8x3' in frames/s on cpu"):
+        run_compare(*pair, max_regression=0.1)
+
+
+def test_what_differs_from_run_to_run_tells_no_rows_apart(tmp_path):
+    before = write(tmp_path / "a.json", row("decode", 100) | {"note": "NVDEC 80 % busy"})
+    after = write(tmp_path / "b.json", row("decode", 100) | {"note": "NVDEC 81 % busy"})
+    found = run_compare(before, after, max_regression=0.1)
+    assert (found.missing, found.added, found.exit_code) == ((), (), 0)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -19,6 +19,8 @@ from dfm_bench.decode_gpu import (
     sweep_rows,
     write_odd_clips,
 )
+from dfm_bench.markdown import markdown_rows
+from dfm_bench.measure import Timing
 from dfm_engine.errors import CheckFailed, EnvironmentUnfit
 from dfm_engine.media.probe import probe
 from dfm_engine.nvidia import read_nvidia
@@ -56,6 +58,20 @@ def test_the_sweep_counts_the_frames_of_every_setting(
         assert (row.repeats, row.device, row.command) == (2, "cpu", "again")
     assert rows[2].variant.endswith("all frames")
     assert rows[3].variant.endswith("no index")
+
+
+def test_how_busy_the_decoder_was_is_a_note_and_names_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = vp9(tmp_path / "a.webm")
+    named: list[list[str]] = []
+    for busy in (79.6, 81.2):
+        monkeypatch.setattr(decode_gpu, "_timed", lambda *_, b=busy: (Timing((1.0,)), b))
+        rows = sweep_rows([path], SOFTWARE, SMALL)
+        named.append([row.variant for row in rows])
+        assert {row.note for row in rows} == {f"NVDEC {busy:.0f} % busy"}
+        assert f"| {rows[0].variant}, NVDEC {busy:.0f} % busy |" in markdown_rows(rows)
+    assert named[0] == named[1]
 
 
 def test_sessions_are_timed_for_sizes_alone_sorted_and_in_turn(tmp_path: Path) -> None:
@@ -139,8 +155,7 @@ def test_the_use_of_the_decoder_is_read_while_the_passes_run(
             time.sleep(0.05)
         assert use == []
     assert use == [70.0, 90.0]
-    said = decode_gpu._variant(SOFTWARE, 4, float(np.mean(use)))
-    assert said == "1 threads, batch 3, 4 frames, NVDEC 80 % busy"
+    assert decode_gpu._use(float(np.mean(use))) == "NVDEC 80 % busy"
     monkeypatch.setenv("PATH", "")
     with decode_gpu._decoder_use() as use:
         pass
