@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm_engine.errors import EnvironmentUnfit, ShortfallError, UsageError
+from dfm_engine.errors import EnvironmentUnfit, InputError, ShortfallError, UsageError
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import QUARANTINE, reading
 from dfm_engine.nvidia import read_nvidia
 from dfm_engine.progress import Ticker
-from dfm_engine.quarantine import QuarantineRow, write_quarantine
+from dfm_engine.quarantine import QuarantineRow, read_quarantine, write_quarantine
 from dfm_engine.recipe import Limits
 from dfm_engine.store.filler import Filler, Pace
 from dfm_engine.store.folder import StoreFolder
@@ -195,6 +197,8 @@ def fill_store(
         )
         if not folder.is_whole:
             _write_tables(folder, meta, clips, numbers, quarantine)
+        elif not _is_told(quarantine, folder.path):  # it changed, and the clips did not
+            write_quarantine(quarantine, folder.path / QUARANTINE)
         return PrepareSummary.of(
             options.out,
             meta,
@@ -235,6 +239,14 @@ def _quarantine(
             for refused in record.refused
         ]
     return rows
+
+
+def _is_told(quarantine: Sequence[QuarantineRow], path: Path) -> bool:
+    """Whether the table of a finished store says just that."""
+    try:
+        return Counter(read_quarantine(path / QUARANTINE)) == Counter(quarantine)
+    except InputError:
+        return False
 
 
 def _write_tables(

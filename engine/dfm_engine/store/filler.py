@@ -2,7 +2,8 @@
 
 In: the plan, and items in its order. Out: shard files with their records (`folder`), and of all of
 them the clips and rows of the index. A shard that a run has begun is finished before a signal ends
-it; a clip that is refused after some of its frames were written is taken out again.
+it; a clip that is refused after some of its frames were written is taken out again. One that was
+refused and has another content now, since somebody repaired it, has its shard made again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm_engine.errors import DfmError
+from dfm_engine.errors import DfmError, MediaError
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.progress import duration
 from dfm_engine.store.folder import RefusedClip, ShardRecord, StoreFolder
@@ -23,6 +24,7 @@ from dfm_engine.store.index import StoredClip
 from dfm_engine.store.meta import Shard, shard_path
 from dfm_engine.store.planning import PlannedClip, PrepareOptions, deal_out
 from dfm_engine.store.sampler import ClipToSample, FrameSampler, Refused, Sampled
+from dfm_engine.store.sampling import content_sha256
 from dfm_engine.store.shards import ShardWriter
 
 __all__ = ["Filler", "Pace"]
@@ -79,7 +81,7 @@ class Filler:
         for number, clips in enumerate(self._clips):
             keys = [clip.listed.key for clip in clips]
             record = folder.record(number, keys, self._frame_bytes)
-            if record is not None:
+            if record is not None and not _is_repaired(record, clips):
                 self.records[number] = record
                 pace.stored += len(record.clips)
                 pace.refused += len(record.refused)
@@ -176,6 +178,7 @@ class Filler:
             kind=item.error.kind,
             reason=item.error.reason,
             attempts=item.attempts,
+            sha256=_content(clip),
         )
 
     def shards(self) -> tuple[Shard, ...]:
@@ -213,3 +216,16 @@ class Filler:
                 numbers.append(wanted)
                 row += len(wanted)
         return clips, np.concatenate(numbers)
+
+
+def _is_repaired(record: ShardRecord, clips: Sequence[PlannedClip]) -> bool:
+    """Whether a clip of a shard that gave no frames is another than it was then."""
+    by_key = {clip.listed.key: clip for clip in clips}
+    return any(_content(by_key[refused.key]) != refused.sha256 for refused in record.refused)
+
+
+def _content(clip: PlannedClip) -> str | None:
+    try:
+        return content_sha256(clip.listed.file, clip.listed.kind)
+    except MediaError:
+        return None

@@ -29,12 +29,19 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedClip:
-    """A clip that gave no frames when its turn came."""
+    """A clip that gave no frames when its turn came.
+
+    Attributes:
+        key, kind, reason, attempts: which one, and why.
+        sha256: of its content then (`sampling.content_sha256`), None where that cannot be read;
+            with another content it is tried again.
+    """
 
     key: str
     kind: str
     reason: str
     attempts: int = 0
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from dfm_engine.readers.files import natural_key, sha256_file
 from dfm_engine.recipe import Limits
 from dfm_engine.store.meta import Layout
 
-__all__ = ["ClipSample", "list_pictures", "sample_clip"]
+__all__ = ["ClipSample", "content_sha256", "list_pictures", "sample_clip"]
 
 _OWN_PLANES = frozenset({"untagged", "bt601"})  # matrices that an i420 store may hold as they are
 
@@ -87,6 +87,18 @@ def list_pictures(folder: Path) -> list[Path]:
         raise MediaError(folder, "unreadable", f"cannot be listed: {error.strerror}") from error
     visible = [path for path in paths if not path.name.startswith(".")]
     return sorted(visible, key=lambda path: natural_key(path.name))
+
+
+def content_sha256(path: Path, kind: Literal["video", "pictures"]) -> str:
+    """Of a file; of a folder, of the hashes of all its pictures in their order, hex.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    if kind == "video":
+        return sha256_file(path)
+    hashes = "\n".join(sha256_file(picture) for picture in list_pictures(path))
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def _video(

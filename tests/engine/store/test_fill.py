@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from dfm_engine.jobs import RunFolder
 from dfm_engine.manifest import read_manifest
 from dfm_engine.media.cropping import BoxCropper
 from dfm_engine.media.decode import read_frames
-from dfm_engine.quarantine import read_quarantine
+from dfm_engine.quarantine import QuarantineRow, read_quarantine
 from dfm_engine.recipe import Limits
 from dfm_engine.store import dali, fill, planning
 from dfm_engine.store.fill import PrepareOptions, choose_sampler, run_prepare
@@ -328,6 +329,53 @@ def test_a_finished_store_takes_in_a_clip_that_can_be_read_again(
     assert again.begun == 4
     prepare(built, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["video", "pictures"])
+def test_a_clip_that_was_repaired_enters_a_finished_store_and_leaves_its_quarantine(
+    built: Path, tmp_path: Path, kind: str
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    if kind == "video":
+        shutil.copytree(built, data)
+    else:
+        for k in range(6):
+            picture_clip(data / f"clip{k}", 2, seed=k)
+    file = list_data(data).clips[1].file
+    path = file if kind == "video" else file / "0.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:-40])
+    assert prepare(data, out).exit_code == 0
+    (row,) = read_quarantine(out / "quarantine.parquet")
+    assert (row.path, row.stage) == (str(file.relative_to(data)), "sample")
+    asked = InProcess()
+    prepare(data, out, sampler=asked)
+    assert asked.begun == 0  # what is as damaged as before is not tried again
+    path.write_bytes(content)
+    assert prepare(data, out, sampler=asked).refused == {}
+    assert asked.begun == 4  # its shard
+    assert read_quarantine(out / "quarantine.parquet") == []
+    prepare(data, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_the_quarantine_of_a_finished_store_follows_what_is_found_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no clip changes: what could not be listed has another reason, or is gone."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    for k in range(2):
+        picture_clip(data / f"clip{k}", 2, seed=k)
+    listed = list_data(data)
+    row = QuarantineRow(path="odd.mp4", stage="list", kind="permission", reason="cannot be read")
+    for refused in ((row,), (replace(row, kind="not-a-regular-file"),), ()):
+        now = replace(listed, refused=refused)
+        monkeypatch.setattr(fill, "list_data", lambda *_, now=now, **__: now)
+        asked = InProcess()
+        prepare(data, out, sampler=asked)
+        assert read_quarantine(out / "quarantine.parquet") == list(refused)
+        assert asked.begun == (2 if refused == (row,) else 0)
+    Store.open(out).verify()
 
 
 def test_too_many_unusable_clips_end_with_3_and_a_whole_store(tmp_path: Path) -> None:
