@@ -17,6 +17,7 @@ from pathlib import Path
 from dfm_engine.clip import SourceClip
 from dfm_engine.errors import MediaError, UsageError
 from dfm_engine.readers.driving import DRIVING_COLUMNS, list_driving
+from dfm_engine.readers.equal import merge_equal
 from dfm_engine.readers.files import (
     Found,
     FoundFile,
@@ -122,15 +123,16 @@ def list_sources(
                     is_still=file.is_still,
                 )
             )
-    kept, duplicates = _merge_equal(clips, warnings)
+    merged = merge_equal([clip.identity for clip in clips], [clip.sha256 for clip in clips])
+    warnings += merged.warnings([str(clip.path) for clip in clips])
     return Listing(
-        clips=kept,
+        clips=tuple(replace(clips[k], identity=merged.identities[k]) for k in merged.kept),
         reader=name,
         warnings=tuple(warnings),
         refused=tuple(refused),
         ignored=found.ignored,
         stills=stills,
-        duplicates=duplicates,
+        duplicates=tuple((clips[a].path, clips[b].path) for a, b in merged.copies),
     )
 
 
@@ -203,39 +205,3 @@ def _identities_of_table(
             f"{len(absent)} files of {str(table)!r} are not among the media files: {shown(absent)}"
         )
     return lambda relative: identities.get(relative, (None, 0))[0]
-
-
-def _merge_equal(
-    clips: list[SourceClip], warnings: list[str]
-) -> tuple[tuple[SourceClip, ...], tuple[tuple[Path, Path], ...]]:
-    """One clip per content; identities that share content become the one listed first."""
-    first: dict[str, SourceClip] = {}
-    order: dict[str, int] = {}
-    leader: dict[str, str] = {}
-    duplicates: list[tuple[Path, Path]] = []
-
-    def find(identity: str) -> str:
-        while leader[identity] != identity:
-            identity = leader[identity]
-        return identity
-
-    for clip in clips:
-        order.setdefault(clip.identity, len(order))
-        leader.setdefault(clip.identity, clip.identity)
-        kept = first.setdefault(clip.sha256, clip)
-        if kept is not clip:
-            duplicates.append((clip.path, kept.path))
-            ends = sorted({find(kept.identity), find(clip.identity)}, key=order.__getitem__)
-            leader[ends[-1]] = ends[0]
-    if duplicates:
-        examples = shown((f"{a} = {b}" for a, b in duplicates), limit=2)
-        warnings.append(
-            f"{len(duplicates)} clips have the content of another and are left out: {examples}"
-        )
-    merged = {name: find(name) for name in leader if find(name) != name}
-    if merged:
-        examples = shown((f"{name} -> {kept}" for name, kept in merged.items()), limit=5)
-        warnings.append(
-            f"{len(merged)} identities share content with another and are taken as it: {examples}"
-        )
-    return tuple(replace(c, identity=find(c.identity)) for c in first.values()), tuple(duplicates)

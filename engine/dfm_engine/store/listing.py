@@ -7,7 +7,7 @@
   is read by a reader of `sources` for clips, or as folders of pictures, each of which is a clip
   (the tree that FOMM's training wants; the identity is the name before its first `#`).
 
-Nothing is decoded here.
+Equal content is one clip and one identity, in all of it (`repeats`). Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.readers.files import clean_text, find_media, natural_key
 from dfm_engine.sources import READERS as CLIP_READERS
 from dfm_engine.sources import list_sources
+from dfm_engine.store.repeats import without_repeats
 from dfm_engine.store.sampling import list_pictures
 
 __all__ = ["READERS", "DataListing", "ListedClip", "list_data"]
@@ -140,7 +141,7 @@ def list_data(
         )
         for folder, split, label in _leaves(root)
     ]
-    clips, repeated = _without_repeats(clip for listing in listings for clip in listing.clips)
+    clips, repeated = without_repeats([clip for listing in listings for clip in listing.clips])
     return DataListing(
         root=root,
         reader=",".join(dict.fromkeys(listing.reader for listing in listings)),
@@ -261,18 +262,6 @@ def _picture_clip(found: tuple[Path, int]) -> ListedClip:
         identity=clean_text(folder.name.split("#")[0]) or clean_text(folder.name),
         clip_frames=count,
     )
-
-
-def _without_repeats(
-    clips: Iterable[ListedClip],
-) -> tuple[tuple[ListedClip, ...], tuple[str, ...]]:
-    """One clip per content, also across parts and labels; a copy in both would be a leak."""
-    first: dict[str, ListedClip] = {}
-    copies = 0
-    for clip in clips:
-        copies += first.setdefault(clip.sha256 or clip.key, clip) is not clip
-    note = f"{copies} clips have the content of one in another part or label and are left out"
-    return tuple(first.values()), (note,) if copies else ()
 
 
 def _labelled(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from dfmtest_dataset import make_dataset
 from PIL import Image
 
 from dfm_engine.errors import UsageError
+from dfm_engine.store import repeats
 from dfm_engine.store.listing import DataListing, list_data
+from dfm_engine.store.sampling import content_sha256
 
 
 def touch(path: Path, content: str | None = None) -> None:
@@ -18,10 +21,13 @@ def touch(path: Path, content: str | None = None) -> None:
     path.write_text(path.as_posix() if content is None else content)
 
 
-def pictures(folder: Path, count: int = 2) -> None:
+def pictures(folder: Path, count: int = 2, *, level: int | None = None, name: str = "{}") -> None:
+    """Pictures of the folder's own; of equal ones with `level`, which changes no size."""
     folder.mkdir(parents=True)
+    level = zlib.crc32(folder.as_posix().encode()) % 200 if level is None else level
     for k in range(count):
-        Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(folder / f"{k:03d}.png")
+        shades = np.full((24, 24, 3), level + k, np.uint8)
+        Image.fromarray(shades).save(folder / f"{name.format(k)}.bmp")
 
 
 def facts(listing: DataListing) -> list[tuple[str, str, str, str | None]]:
@@ -79,7 +85,59 @@ def test_a_copy_in_another_part_is_left_out_and_told(tmp_path: Path) -> None:
     touch(tmp_path / "test/bob/3.mp4")
     listing = list_data(tmp_path)
     assert [clip.path for clip in listing.clips] == ["train/ann/1.mp4", "test/bob/3.mp4"]
-    assert listing.warnings[-1].startswith("1 clips have the content of one in another part")
+    assert listing.warnings[-1] == (
+        "1 clips have the content of another and are left out: 'test/ann/2.mp4 = train/ann/1.mp4'"
+    )
+
+
+def test_a_copy_of_a_folder_of_pictures_is_left_out_and_its_person_is_one(tmp_path: Path) -> None:
+    pictures(tmp_path / "train" / "ann#1", level=7)
+    pictures(tmp_path / "train" / "ann#2", level=9)
+    pictures(tmp_path / "train" / "ann#3", level=9, name="frame{:04d}")  # under other names
+    pictures(tmp_path / "test" / "bob#1", level=7)
+    pictures(tmp_path / "test" / "bob#2", level=11)
+    pictures(tmp_path / "test" / "bob#3", 3, level=7)  # one more of them is another clip
+    listing = list_data(tmp_path)
+    assert facts(listing) == [
+        ("train/ann#1", "ann", "real", "train"),
+        ("train/ann#2", "ann", "real", "train"),
+        ("test/bob#2", "ann", "real", "test"),
+        ("test/bob#3", "ann", "real", "test"),
+    ]
+    told = "2 clips have the content of another and are left out: 'train/ann#3 = train/ann#2'"
+    assert listing.warnings[0].startswith(told)
+    assert listing.warnings[1].endswith("are taken as it: 'bob -> ann'")
+
+
+def test_people_who_share_a_file_are_one_in_all_parts(tmp_path: Path) -> None:
+    touch(tmp_path / "train/ann/1.mp4", "the same")
+    touch(tmp_path / "test/bob/2.mp4", "the same")
+    touch(tmp_path / "test/bob/3.mp4")
+    assert facts(list_data(tmp_path)) == [
+        ("train/ann/1.mp4", "ann", "real", "train"),
+        ("test/bob/3.mp4", "ann", "real", "test"),
+    ]
+
+
+def test_of_folders_of_pictures_those_are_read_that_may_be_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "a", 2, level=1)
+    pictures(tmp_path / "b", 2, level=2)
+    pictures(tmp_path / "c", 3, level=1)
+    read: list[str] = []
+
+    def remembering(path: Path, kind: str) -> str:
+        read.append(path.name)
+        return content_sha256(path, "pictures")
+
+    monkeypatch.setattr(repeats, "content_sha256", remembering)
+    assert len(list_data(tmp_path).clips) == 3
+    assert sorted(read) == ["a", "b"]
+    (tmp_path / "b" / "1.bmp").write_bytes(b"another size")
+    read.clear()
+    assert len(list_data(tmp_path).clips) == 3
+    assert read == []
 
 
 def test_folders_of_pictures_are_clips_of_the_person_before_the_sign(tmp_path: Path) -> None:
