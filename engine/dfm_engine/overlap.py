@@ -4,21 +4,28 @@
         for job in jobs:            # the next two are opened meanwhile
             ...
 
-The order is that of the generator, so what comes out does not depend on the timing. A full queue
-holds the generator back; whoever stops reading ends it. Torch, PyAV and the encoders' pipes release
-Python's lock while they work, so threads are enough.
+    with MapAhead(screen, clips, workers=3, depth=4, name="screen") as verdicts:
+        for verdict in verdicts:    # three clips are looked at meanwhile
+            ...
+
+The order is that of the generator, so what comes out does not depend on the timing, nor on how many
+threads a stage has. A full queue holds the generator back; whoever stops reading ends it. Torch,
+PyAV and the encoders' pipes release Python's lock while they work, so threads are enough.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-__all__ = ["Ahead"]
+__all__ = ["Ahead", "MapAhead"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -106,3 +113,172 @@ class Ahead(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: len(self._made) < self.depth or self._is_closed)
             return not self._is_closed
+
+
+class MapAhead(Generic[S, T]):
+    """A function of every item, computed by several threads; the results in the items' order.
+
+    Enter it to start, leave it to end: every thread finishes the call that it is at, and is joined.
+    What an item or a call raises is raised at its place, and ends the iteration. The items are all
+    drawn by one thread, also closed by it.
+
+    Args:
+        function: called from `workers` threads.
+        items: drawn as there is room.
+        workers: threads that call.
+        depth: items that are drawn and whose results are not taken: those at work, and those done
+            that wait for one before them. At least `workers`. Memory is that of so many items or
+            results, and of the one that the reader has.
+        name: of the threads, which are numbered; the one that draws has it plain.
+        within: entered by each thread that calls, for as long as it lives.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[S], T],
+        items: Iterable[S],
+        *,
+        workers: int,
+        depth: int,
+        name: str,
+        within: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        if workers < 1 or depth < workers:
+            raise ValueError(f"needs 1 <= workers <= depth, got {workers} and {depth}")
+        self.depth = depth
+        self._function = function
+        self._items = iter(items)
+        self._within = within
+        self._line: deque[_Place] = deque()  # drawn and not taken, in order
+        self._to_do: deque[_Place] = deque()  # the part of it that nobody is at
+        self._changed = threading.Condition()
+        self._is_fed = False  # nothing more will be drawn
+        self._is_closed = False  # nothing more is wanted
+        self._threads = [
+            threading.Thread(target=self._draw, name=name, daemon=True),
+            *(
+                threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
+                for number in range(workers)
+            ),
+        ]
+
+    @property
+    def waiting(self) -> int:
+        """Results that are there and not yet taken."""
+        with self._changed:
+            return sum(place.is_done for place in self._line)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._end()
+        for thread in self._threads:
+            thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """The next result, or what was raised in its place."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._line[0].is_done if self._line else self._is_fed or self._is_closed
+            )
+            if not self._line:
+                raise StopIteration
+            place = self._line.popleft()
+            if place.error is not None:
+                self._end()
+            self._changed.notify_all()
+        if place.error is not None:
+            raise place.error
+        return place.result
+
+    def _draw(self) -> None:
+        try:
+            while self._has_room():
+                item = next(self._items, self)
+                if item is self:
+                    break
+                place = _Place(item)
+                with self._changed:
+                    if not (self._is_fed or self._is_closed):
+                        self._line.append(place)
+                        self._to_do.append(place)
+                    self._changed.notify_all()
+                del item, place
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                close()
+        except BaseException as error:  # of the reader: it is raised in its thread
+            with self._changed:
+                self._line.append(_Place(None, is_done=True, error=error))
+        with self._changed:
+            self._is_fed = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        try:
+            with self._within():
+                while (place := self._next_place()) is not None:
+                    try:
+                        result, error = self._function(place.item), None
+                    except BaseException as raised:  # of the reader, likewise
+                        result, error = None, raised
+                    with self._changed:
+                        place.item = None
+                        place.result, place.error, place.is_done = result, error, True
+                        if error is not None:  # what was drawn after it is not wanted
+                            self._to_do.clear()
+                            self._is_fed = True
+                        self._changed.notify_all()
+                    del place, result, error
+        except BaseException as error:  # of `within`: no item is to blame, so it comes first
+            with self._changed:
+                self._line.appendleft(_Place(None, is_done=True, error=error))
+                self._is_fed = True
+                self._changed.notify_all()
+
+    def _next_place(self) -> _Place | None:
+        """The next one to work at; None once there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._to_do or self._is_fed or self._is_closed)
+            return self._to_do.popleft() if self._to_do else None
+
+    def _has_room(self) -> bool:
+        """Wait for it; False once nothing more is to be drawn."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._line) < self.depth or self._is_fed or self._is_closed
+            )
+            return not (self._is_fed or self._is_closed)
+
+    def _end(self) -> None:
+        """Nothing more is wanted; the lock is held."""
+        self._is_closed = True
+        self._to_do.clear()
+        self._line.clear()
+        self._changed.notify_all()
+
+
+class _Place:
+    """An item, and what came of it."""
+
+    __slots__ = ("error", "is_done", "item", "result")
+
+    def __init__(
+        self, item: Any, *, is_done: bool = False, error: BaseException | None = None
+    ) -> None:
+        self.item = item
+        self.result: Any = None
+        self.error = error
+        self.is_done = is_done
