@@ -9,14 +9,19 @@ decoded once.
 What NVDEC does not take, did not survive, or sees differently goes to `PyavReader`, and so does
 every still. Only a file with the hash it was listed with is decoded here: NVDEC does not tell
 damage.
+
+A pipeline serves one clip at a time, of which one NVDEC engine decodes. So a reader that several
+threads call has several pipelines, and a thread borrows one for as long as it draws a clip.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +66,46 @@ class _GaveUp(Exception):
     """The GPU does not decode this clip after all."""
 
 
+class _Pipelines:
+    """At most so many, made when all others are taken; the first at once."""
+
+    def __init__(self, make: Callable[[], DaliRunner], most: int) -> None:
+        self._make = make
+        self._all = [make()]
+        self._free = list(self._all)
+        self._most = most
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[DaliRunner]:
+        """One that nobody else has; waits while there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or len(self._all) < self._most)
+            if not self._free:
+                # Under the lock: the others wait for a pipeline anyway.
+                self._all.append(self._make())
+                self._free.append(self._all[-1])
+            runner = self._free.pop()
+        try:
+            yield runner
+        finally:
+            with self._changed:
+                self._free.append(runner)
+                self._changed.notify()
+
+    def close(self) -> None:
+        for runner in self._all:
+            runner.close()
+
+
 class DaliReader:
-    """A `FrameReader` that decodes with NVDEC.
+    """A `FrameReader` that decodes with NVDEC; for any number of threads.
 
     Args:
         spec: the graph; the one for this machine where left out.
         router: where a clip goes; by the rules and this device's sizes where left out.
         fallback: reads the others.
+        pipelines: clips decoded at once, at most.
 
     Attributes:
         name: with DALI's version: another may round otherwise.
@@ -80,6 +118,7 @@ class DaliReader:
         spec: GraphSpec | None = None,
         router: Router | None = None,
         fallback: FrameReader | None = None,
+        pipelines: int = 1,
     ) -> None:
         """Build the graph and try it.
 
@@ -90,8 +129,10 @@ class DaliReader:
         self.routes: Counter[str] = Counter()
         self._router = gpu_router() if router is None else router
         self._fallback = fallback or PyavReader()
-        self._runner = DaliRunner(gpu_spec() if spec is None else spec)
+        spec = gpu_spec() if spec is None else spec
+        self._pipelines = _Pipelines(lambda: DaliRunner(spec), pipelines)
         self._given_up: set[Path] = set()
+        self._lock = threading.Lock()  # of the counter
 
     def look(
         self, clip: ClipRange, *, every_n: int, limits: Limits, clips: Clips
@@ -137,7 +178,7 @@ class DaliReader:
 
     def close(self) -> None:
         """Let the GPU's memory go."""
-        self._runner.close()
+        self._pipelines.close()
 
     def _crop(
         self, opened: _Open, clip: ClipRange, box: Box, size: int, natives: NDArray[np.int32]
@@ -157,11 +198,11 @@ class DaliReader:
             found = self._try(clip, limits=limits, clips=clips, every_n=every_n)
         except MediaError as error:
             found = error.kind  # the other reader says it better
+        with self._lock:
+            self.routes[found.split(":")[0] if isinstance(found, str) else "nvdec"] += 1
         if isinstance(found, str):
-            self.routes[found.split(":")[0]] += 1
             _log.debug("%s: decoded on the CPU: %s", clip.path, found)
             return None
-        self.routes["nvdec"] += 1
         return found
 
     def _try(self, clip: ClipRange, *, limits: Limits, clips: Clips, every_n: int) -> _Open | str:
@@ -200,15 +241,19 @@ class DaliReader:
         parts = parts_of(outline, opened.stream, opened.file, unique, box=box or whole, size=target)
         repeats = np.bincount(place)
         number = -1 if opened.needs_check else 0
-        for _, result in self._runner.run(parts):
-            if isinstance(result, Failed):
-                raise _GaveUp(result.reason)
-            for picture in outline.orientation.apply(result):
-                if number < 0:
-                    _refuse_another(picture, outline, box)
-                else:
-                    yield from [picture] * int(repeats[number])
-                number += 1
+        with (
+            self._pipelines.borrow() as runner,
+            contextlib.closing(runner.run(parts)) as results,
+        ):
+            for _, result in results:
+                if isinstance(result, Failed):
+                    raise _GaveUp(result.reason)
+                for picture in outline.orientation.apply(result):
+                    if number < 0:
+                        _refuse_another(picture, outline, box)
+                    else:
+                        yield from [picture] * int(repeats[number])
+                    number += 1
 
 
 def _refuse_another(picture: Pixels, outline: ClipOutline, box: Box | None) -> None:

@@ -17,7 +17,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, cast
@@ -142,7 +142,7 @@ class DaliRunner:
         self._pipeline: Any = None
         self._renew()
 
-    def run(self, parts: Iterable[Part]) -> Iterator[Run]:
+    def run(self, parts: Iterable[Part]) -> Generator[Run, None, None]:
         """Yield every part with its result, in order.
 
         Parts are drawn `depth` batches ahead of what is yielded.

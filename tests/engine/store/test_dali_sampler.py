@@ -5,7 +5,10 @@ DALI's CPU decoder knows VP9 and stands in for NVDEC; H.264 kills it, as a bad c
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -26,7 +29,9 @@ from dfm_engine.recipe import Clips, Limits
 from dfm_engine.store import dali as dali_module
 from dfm_engine.store import dali_reader
 from dfm_engine.store.dali import DaliSampler
+from dfm_engine.store.dali_graph import GraphSpec
 from dfm_engine.store.dali_reader import DaliReader
+from dfm_engine.store.dali_run import Part, Run
 from dfm_engine.store.fill import PrepareOptions, run_prepare
 from dfm_engine.store.frames import Store
 from dfm_engine.store.nvdec import gpu_router, gpu_spec, parts_of, why_not_dali
@@ -341,6 +346,48 @@ def test_looking_may_stop_half_way_and_the_next_clip_is_right(folder: Path) -> N
     shown = [p for _, p in ours.look(other, every_n=8, limits=LIMITS, clips=CLIPS)]
     expected = [p for _, p in PyavReader().look(other, every_n=8, limits=LIMITS, clips=CLIPS)]
     near(np.stack(shown), np.stack(expected))
+
+
+def test_threads_share_a_reader_and_get_what_one_alone_gets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    at_work, most = 0, 0
+    lock = threading.Lock()
+
+    class Counted(dali_reader.DaliRunner):
+        def __init__(self, spec: GraphSpec) -> None:
+            made.append(self)
+            super().__init__(spec)
+
+        def run(self, parts: Iterable[Part]) -> Iterator[Run]:
+            nonlocal at_work, most
+            with lock:
+                at_work += 1
+                most = max(most, at_work)
+            time.sleep(0.02)  # so that they meet
+            yield from super().run(parts)
+            with lock:
+                at_work -= 1
+
+    names = ["good0.webm", "good1.webm", "turned.mp4", "other-size.webm"] * 3
+    clips = [ranged(folder / name) for name in names]
+    settings = {"size": SIZE, "limits": LIMITS, "clips": CLIPS, "first_frame": 3}
+
+    def read(ours: DaliReader, clip: ClipRange) -> tuple[list[int], list[bytes]]:
+        shown = list(ours.look(clip, every_n=5, limits=LIMITS, clips=CLIPS))
+        cut = ours.crop(clip, BOX, **settings)  # type: ignore[arg-type]
+        return [i for i, _ in shown], [p.tobytes() for _, p in shown] + [cut.tobytes()]
+
+    alone = reader()
+    expected = [read(alone, clip) for clip in clips]
+    monkeypatch.setattr(dali_reader, "DaliRunner", Counted)
+    shared = DaliReader(spec=SOFTWARE, router=software_router, pipelines=2)
+    assert len(made) == 1  # the second when the first is taken
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda clip: read(shared, clip), clips)) == expected
+    assert len(made) == most == 2
+    assert shared.routes == alone.routes
 
 
 # ---- which decoder this machine gets ------------------------------------------------------------
