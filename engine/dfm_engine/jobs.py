@@ -34,6 +34,7 @@ from dfm_engine.columns import Row, check_row
 from dfm_engine.durable import remove_leftovers, write_durably
 from dfm_engine.errors import DfmError, UsageError
 from dfm_engine.manifest import CLIP_COLUMNS, write_manifest
+from dfm_engine.out_folder import refuse_other
 from dfm_engine.quarantine import Quarantine, QuarantineRow, write_quarantine
 
 _log = logging.getLogger(__name__)
@@ -168,6 +169,7 @@ class RunFolder:
             UsageError: the folder holds something else, or a run with another contract, or one
                 that is under way; or it cannot be made.
         """
+        refuse_other(out, "data set")
         try:
             out.mkdir(parents=True, exist_ok=True)
             lock = (out / LOCK).open("a+", encoding="ascii")

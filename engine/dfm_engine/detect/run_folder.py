@@ -36,6 +36,7 @@ from dfm_engine.detect.weights import metadata_of
 from dfm_engine.durable import LEFTOVER, remove_leftovers, write_durably
 from dfm_engine.errors import RecipeError, UsageError, WeightsError
 from dfm_engine.jobs import take_lock
+from dfm_engine.out_folder import refuse_other
 from dfm_engine.recipe import parse_recipe, to_toml
 from dfm_engine.weight_files import first_line
 
@@ -155,10 +156,12 @@ def open_run(out: Path, recipe: TrainDetectorRecipe, plan: dict[str, Any]) -> It
 
     Raises:
         RecipeError: the folder holds a run of another recipe.
-        UsageError: of another model, store or first weights; or another process is at it.
+        UsageError: of another model, store or first weights; or another process is at it; or it is
+            no run.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
+    refuse_other(out, "detector run")
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.toml").is_file() and any(
         p.name != ".lock" and not LEFTOVER.search(p.name) for p in out.iterdir()

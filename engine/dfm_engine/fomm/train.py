@@ -36,6 +36,7 @@ from dfm_engine.fomm.train_recipe import (
     phase_config,
 )
 from dfm_engine.fomm.train_step import Batch, TrainingStep
+from dfm_engine.out_folder import refuse_other
 from dfm_engine.train_device import machine, pick_device
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def run_train_fomm(
         start_from: weights (either form) to begin a new run from.
 
     Raises:
-        UsageError: arguments that contradict each other or the recipe.
+        UsageError: arguments that contradict each other or the recipe, or `out` is no run.
         EnvironmentUnfit: the device asked for is absent.
     """
     began = time.monotonic()
@@ -114,6 +115,7 @@ def run_train_fomm(
     where = pick_device(device)
     if minutes is not None and not (0 < until <= 1 and minutes > 0):
         raise UsageError(f"minutes {minutes} must be positive and until {until} within (0, 1]")
+    refuse_other(Path(out), "fomm run")
     with contextlib.closing(open_pairs(recipe, data, where, out=Path(out))) as pairs:
         if recipe.schedule.steps_per_epoch == 0:
             schedule = replace(recipe.schedule, steps_per_epoch=pairs.steps_per_epoch)

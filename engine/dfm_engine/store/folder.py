@@ -18,6 +18,7 @@ from typing import IO, Any, Self
 
 from dfm_engine.durable import remove_durably, remove_leftovers, write_durably
 from dfm_engine.errors import UsageError
+from dfm_engine.out_folder import refuse_other
 from dfm_engine.prepare import PASSING_KINDS
 from dfm_engine.store.meta import META, SETTINGS, Shard, shard_path
 
@@ -86,6 +87,7 @@ class StoreFolder:
                 another run is at work in it; or it cannot be made.
         """
         where = f"--out {os.fspath(path)!r}"
+        refuse_other(path, "frame store")
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / _LOCK).open("a+", encoding="ascii")
