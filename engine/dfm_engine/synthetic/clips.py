@@ -1,7 +1,8 @@
 """Write procedural faces as files: driving clips per action, and real clips per identity.
 
-Files are FFV1 in Matroska, 4:2:0, BT.601 limited range: what a careful camera would deliver, so
-that a build decodes, detects, crops and encodes them like anybody's clips.
+Files are 4:2:0, BT.601 limited range, so that a build decodes, detects, crops and encodes them like
+anybody's clips: FFV1 in Matroska, what a careful camera would deliver, or H.264 in MP4, what most
+real clips are (FFV1 takes a decoder ten times as long).
 
     <folder>/demo-set.json                    what was asked for; a rerun must ask for the same
     <folder>/driving/<action>/<name>.mkv
@@ -17,9 +18,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal, cast
 
 import av
 import torch
+from av.video.stream import VideoStream
 
 from dfm_engine.actions import Action
 from dfm_engine.clip import Pixels
@@ -32,20 +35,30 @@ from dfm_engine.synthetic.state import States, action_states, idle_states
 
 __all__ = ["DemoSet", "DemoSetSettings", "write_clip", "write_demo_set"]
 
+Codec = Literal["ffv1", "h264"]
+_SUFFIXES: dict[Codec, str] = {"ffv1": ".mkv", "h264": ".mp4"}
+_WRITERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    ".mkv": ("matroska", "ffv1", {}),
+    ".mp4": ("mp4", "libx264", {"crf": "18", "preset": "medium"}),
+}
+
 
 def write_clip(path: Path, frames: Pixels, *, fps: int = 25) -> None:
-    """Write frames without loss but that of 4:2:0; equal frames give equal bytes.
+    """Write frames; equal frames give equal bytes.
 
     Args:
-        path: `.mkv`; its folder is made. Appears whole or not at all.
+        path: `.mkv` for FFV1, without loss but that of 4:2:0, or `.mp4` for H.264 at crf 18; its
+            folder is made. Appears whole or not at all.
         frames: uint8 (T, H, W, 3) RGB, sides even.
         fps: frames per second.
     """
     planes = rgb_to_i420(frames)
     target = io.BytesIO()
+    container_name, codec, settings = _WRITERS[path.suffix]
     options = {"fflags": "+bitexact"}  # no random identifiers, no date
-    with av.open(target, "w", format="matroska", options=options) as container:
-        stream = container.add_stream("ffv1", rate=fps, options={"flags": "+bitexact"})
+    with av.open(target, "w", format=container_name, options=options) as container:
+        options = {"flags": "+bitexact", **settings}
+        stream = cast("VideoStream", container.add_stream(codec, rate=fps, options=options))
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
@@ -71,6 +84,7 @@ class DemoSetSettings:
         fps: frames per second.
         actions: what is performed.
         seed: of the performances; identities are fixed by their own seeds.
+        codec: of the files.
     """
 
     drivers: tuple[int, ...]
@@ -82,7 +96,13 @@ class DemoSetSettings:
     fps: int = 25
     actions: tuple[Action, ...] = tuple(Action)
     seed: int = 0
+    codec: Codec = "ffv1"
     renderer_version: int = field(default=RENDERER_VERSION, init=False)
+
+    @property
+    def suffix(self) -> str:
+        """Of the files."""
+        return _SUFFIXES[self.codec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +149,10 @@ def write_demo_set(
         UsageError: the folder holds a demo set made with other settings.
     """
     plan = folder / "demo-set.json"
-    wanted = json.dumps(asdict(settings), indent=1).encode()
+    facts = asdict(settings)
+    if settings.codec == "ffv1":  # not in the files of before there was a choice
+        del facts["codec"]
+    wanted = json.dumps(facts, indent=1).encode()
     if not plan.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(plan, wanted)
@@ -152,7 +175,7 @@ def _driving_jobs(folder: Path, settings: DemoSetSettings) -> Iterator[_Job]:
         for driver in settings.drivers:
             take = settings.seed * 100_003 + driver
             states = action_states(action, settings.driving_frames, take, fps=settings.fps)
-            path = folder / "driving" / action.value / f"{_name(driver)}.mkv"
+            path = folder / "driving" / action.value / f"{_name(driver)}{settings.suffix}"
             yield _Job(path, driver, states, settings.size, settings.fps, take)
 
 
@@ -161,7 +184,7 @@ def _real_jobs(folder: Path, settings: DemoSetSettings) -> Iterator[_Job]:
         for number in range(settings.clips_per_source):
             take = (settings.seed * 100_003 + source) * 100 + number + 1
             states = idle_states(settings.real_frames, take, fps=settings.fps)
-            path = folder / "real" / _name(source) / f"talk-{number:02d}.mkv"
+            path = folder / "real" / _name(source) / f"talk-{number:02d}{settings.suffix}"
             yield _Job(path, source, states, settings.size, settings.fps, take)
 
 

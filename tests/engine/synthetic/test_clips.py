@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -43,6 +44,24 @@ def test_a_clip_reads_back_without_loss(tmp_path: Path) -> None:
     first = path.read_bytes()
     write_clip(path, frames, fps=25)
     assert path.read_bytes() == first
+
+
+def test_a_demo_set_as_h264_shows_the_same_faces_and_has_equal_bytes(tmp_path: Path) -> None:
+    lossless = write_demo_set(tmp_path / "ffv1", SETTINGS)
+    settings = replace(SETTINGS, codec="h264")
+    done, again = (write_demo_set(tmp_path / name, settings) for name in ("one", "two"))
+    assert [path.name for path in done.real] == ["talk-00.mp4"] * 2
+    for path, same, exact in zip(done.real, again.real, lossless.real, strict=True):
+        assert path.read_bytes() == same.read_bytes()
+        pictures = []
+        for file in (path, exact):
+            with av.open(file) as container:
+                codec = container.streams.video[0].codec_context.name
+                assert codec == ("h264" if file is path else "ffv1")
+                pictures.append(np.stack([f.to_ndarray() for f in container.decode(video=0)]))
+        error = np.abs(pictures[0].astype(int) - pictures[1])
+        assert pictures[0].shape == pictures[1].shape == (18, 48, 32)
+        assert error.mean() < 3
 
 
 def test_a_demo_set_is_written_once_and_only_what_is_missing_again(tmp_path: Path) -> None:
