@@ -11,6 +11,9 @@
 The order is that of the generator, so what comes out does not depend on the timing, nor on how many
 threads a stage has. A full queue holds the generator back; whoever stops reading ends it. Torch,
 PyAV and the encoders' pipes release Python's lock while they work, so threads are enough.
+
+Leaving waits for the threads. A signal may end the waiting, but not the threads: each is at a call
+into FFmpeg or CUDA, beneath which the process must not end, so Python joins them at its own end.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Ahead(Generic[T]):
         self._is_ended = False  # nothing more will be made
         self._is_closed = False  # nothing more is wanted
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name)
 
     @property
     def waiting(self) -> int:
@@ -70,6 +73,8 @@ class Ahead(Generic[T]):
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+            # Not by join: one that a signal ends takes the thread for over.
+            self._changed.wait_for(lambda: self._is_ended)
         self._thread.join()
         self._made.clear()
 
@@ -155,12 +160,13 @@ class MapAhead(Generic[S, T]):
         self._is_fed = False  # nothing more will be drawn
         self._is_closed = False  # nothing more is wanted
         self._threads = [
-            threading.Thread(target=self._draw, name=name, daemon=True),
-            *(
-                threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
-                for number in range(workers)
-            ),
+            threading.Thread(target=self._until_over, args=(run,), name=called)
+            for called, run in (
+                (name, self._draw),
+                *((f"{name}-{number}", self._work) for number in range(workers)),
+            )
         ]
+        self._left = len(self._threads)  # that are not over
 
     @property
     def waiting(self) -> int:
@@ -181,6 +187,7 @@ class MapAhead(Generic[S, T]):
     ) -> None:
         with self._changed:
             self._end()
+            self._changed.wait_for(lambda: not self._left)
         for thread in self._threads:
             thread.join()
 
@@ -202,6 +209,14 @@ class MapAhead(Generic[S, T]):
         if place.error is not None:
             raise place.error
         return place.result
+
+    def _until_over(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        finally:
+            with self._changed:
+                self._left -= 1
+                self._changed.notify_all()
 
     def _draw(self) -> None:
         try:
