@@ -9,6 +9,7 @@ and what it leaves is the same, byte for byte, however often it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 from collections import Counter
@@ -105,10 +106,21 @@ def build_dataset(
         store = PreparedStore(options.out / "prepared", recipe, frame_size=runner.frame_size[0])
         looked: dict[Any, Prepared] = {}
         clips: list[SourceClip | DrivingClip] = [*inputs.sources.clips, *inputs.driving.clips]
-        with Ticker(lambda: _preparing_line(looked, clips, meters), enabled=progress):
-            for clip, outcome in prepare_clips(
-                clips, store, framer, limits=recipe.limits, workers=workers, meters=meters
-            ):
+        preparing = prepare_clips(
+            clips,
+            store,
+            framer,
+            limits=recipe.limits,
+            workers=workers,
+            meters=meters,
+            # A GPU's framer is one, and serves one clip at a time.
+            framers=threads if runner.device.type == "cpu" else 1,
+        )
+        with (
+            Ticker(lambda: _preparing_line(looked, clips, meters), enabled=progress),
+            contextlib.closing(preparing),
+        ):
+            for clip, outcome in preparing:
                 looked[clip] = outcome
                 stop.raise_if_set()
         sources = {c.sha256: (c, looked[c]) for c in inputs.sources.clips if looked[c].is_usable}

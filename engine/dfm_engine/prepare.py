@@ -11,10 +11,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from dfm_engine.clip import Box, DrivingClip, FramedClip, SourceClip
 from dfm_engine.durable import write_durably
@@ -23,6 +27,10 @@ from dfm_engine.media.probe import Probe
 from dfm_engine.media.probe_workers import probe_all
 from dfm_engine.progress import Meters
 from dfm_engine.recipe import BuildRecipe, Limits
+from dfm_engine.torch_threads import adopt_threads
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CONTRACT = 1
 """Raise when framing changes: it makes every earlier preparation stale."""
@@ -151,8 +159,18 @@ def prepare_clips(
     limits: Limits,
     workers: int,
     meters: Meters,
-) -> Iterator[tuple[SourceClip | DrivingClip, Prepared]]:
+    framers: int = 1,
+) -> Generator[tuple[SourceClip | DrivingClip, Prepared], None, None]:
     """Look at every clip that `store` does not know yet.
+
+    Args:
+        clips: what to look at.
+        store: the outcomes of earlier looks.
+        framer: called from several threads where there are several framers.
+        limits: what a file may ask for.
+        workers: processes that probe.
+        meters: where the time goes.
+        framers: clips framed at once, each on one core.
 
     Yields:
         Each clip with its outcome: first the known ones, then the others in order.
@@ -164,16 +182,58 @@ def prepare_clips(
             unknown.append(clip)
         else:
             yield clip, outcome
+    if not unknown:
+        return
     paths = list(dict.fromkeys(clip.path for clip in unknown))
     by_path: dict[Path, list[SourceClip | DrivingClip]] = {path: [] for path in paths}
     for clip in unknown:
         by_path[clip.path].append(clip)
-    for index, probed, attempts in probe_all(paths, limits=limits, workers=workers):
-        for clip in by_path[paths[index]]:
-            outcome = _look(clip, probed, attempts, framer, meters)
+    probing = meters.stage("probe", workers=min(max(1, workers), len(paths)))
+    meters.stage("frame", workers=framers)
+
+    def count_probe(busy_s: float) -> None:
+        probing.busy_s += busy_s
+
+    def looks() -> Generator[tuple[SourceClip | DrivingClip, Callable[[], Prepared]], None, None]:
+        found = probe_all(paths, limits=limits, workers=workers, on_busy=count_probe)
+        with closing(found):
+            for index, probed, attempts in found:
+                if isinstance(probed, Probe):
+                    meters.count("probe", clips=1, frames=probed.frames or 0)
+                for clip in by_path[paths[index]]:
+                    yield clip, partial(_look, clip, probed, attempts, framer, meters)
+
+    # Closed here and not by the garbage collector, which would swallow a signal.
+    with closing(looks()) as calls, closing(_called_ahead(calls, threads=framers)) as called:
+        for clip, outcome in called:
             if outcome.kind not in PASSING_KINDS:
                 store.write(clip, outcome)
             yield clip, outcome
+
+
+def _called_ahead(
+    calls: Iterator[tuple[T, Callable[[], R]]], *, threads: int
+) -> Generator[tuple[T, R], None, None]:
+    """Each with its result, in order; called so many at once, a few ahead of who reads them."""
+    if threads == 1:
+        for key, call in calls:
+            yield key, call()
+        return
+    pool = ThreadPoolExecutor(threads, "frame", initializer=adopt_threads, initargs=(1,))
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for key, call in calls:
+            waiting.append((key, pool.submit(call)))
+            while waiting and (waiting[0][1].done() or len(waiting) > 2 * threads):
+                key, future = waiting.popleft()
+                yield key, future.result()
+        while waiting:
+            key, future = waiting.popleft()
+            yield key, future.result()
+    finally:
+        # No waiting: after a signal in the middle of a join Python thinks that the thread is over,
+        # and the process ends beneath it. What is left Python waits for at its own end.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look(
@@ -186,12 +246,11 @@ def _look(
     try:
         if isinstance(probed, MediaError):
             raise probed
-        with meters.busy("probe", clips=1, frames=probed.frames or 0):
-            if probed.verdict != "accept":  # a damaged clip is not a source of anything
-                raise MediaError(clip.path, probed.error or "corrupt", probed.reason)
+        if probed.verdict != "accept":  # a damaged clip is not a source of anything
+            raise MediaError(clip.path, probed.error or "corrupt", probed.reason)
         with meters.busy("frame", clips=1):
             framed = framer(clip)
-        meters.stage("frame").frames += len(framed.frames)
+        meters.count("frame", frames=len(framed.frames))
         return Prepared.of(clip, framed)
     except MediaError as error:
         return Prepared.refused(clip, error, attempts=attempts)

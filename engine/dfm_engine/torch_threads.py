@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 
-__all__ = ["adopt_threads", "one_thread"]
+__all__ = ["adopt_threads", "one_thread", "torch_threads"]
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """Within the block this Python thread shares nothing.
 
     For operations too small to share: a crop is dozens of products (424 -> 675 frames/s on two
     cores of an AMD EPYC with another job running, 256 x 256, 2026-11-22). It also makes pixels
     independent of the number of threads.
     """
+    return torch_threads(1)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within the block this Python thread shares an operation among so many."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -7,8 +7,9 @@ here, so closing the generator kills them.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,13 @@ Look = Callable[..., Any]
 
 
 def probe_all(
-    paths: Sequence[Path], *, limits: Limits, workers: int, look: Look = probe
-) -> Iterator[tuple[int, Probe | MediaError, int]]:
+    paths: Sequence[Path],
+    *,
+    limits: Limits,
+    workers: int,
+    look: Look = probe,
+    on_busy: Callable[[float], None] = lambda seconds: None,
+) -> Generator[tuple[int, Probe | MediaError, int], None, None]:
     """Probe every file.
 
     Args:
@@ -37,6 +43,7 @@ def probe_all(
         limits: what a file may ask for.
         workers: processes.
         look: called in a worker as `look(path, limits=limits)`; importable by name.
+        on_busy: told the seconds that a worker was busy with a file.
 
     Yields:
         (index into `paths`, the probe, workers that died on it), in order of `paths`. A file that
@@ -71,7 +78,8 @@ def probe_all(
                             found[culprit] = crash(paths[culprit])
                     else:
                         if outcome is not None:
-                            found[worker.given.popleft()] = outcome
+                            found[worker.given.popleft()], busy_s = outcome
+                            on_busy(busy_s)
             yield index, found.pop(index), attempts[index]
     finally:
         for worker in pool:
@@ -97,7 +105,9 @@ class _Worker(ReadingProcess):
 
 def _serve(pipe: connection.Connection, look: Look, limits: Limits) -> None:
     while True:
-        pipe.send(look(pipe.recv(), limits=limits))
+        path, started = pipe.recv(), time.perf_counter()
+        outcome = look(path, limits=limits)
+        pipe.send((outcome, time.perf_counter() - started))
 
 
 def crash(path: Path) -> MediaError:
