@@ -5,11 +5,33 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AuditReport", "AuditRow"]
+__all__ = ["MEANINGS", "AuditReport", "AuditRow"]
+
+MEANINGS = {
+    "file size": "One encoder at one setting made all files, so their sizes tell what there was to "
+    "draw. Fakes that are smaller have smoother or stiller pictures: a generator draws no sensor "
+    "noise, and repeats what its source picture had; larger ones move more. That is a part of the "
+    "forgery, and the chain cannot mend it (with equal sizes the quantisers would tell). A "
+    "detector does not see sizes, but sees the missing noise: state its numbers for raw, c23 and "
+    "c40 apart, beside these, and try it on fakes of another generator.",
+    "codec": "As file size, while container is not flagged: equal settings spend their bits on "
+    "what there is to draw. If container is flagged too, the settings themselves differ.",
+    "container": "A fault of the chain: both classes are written by the same code. Run "
+    "`dfm-engine dataset verify`, find which files come from elsewhere, and build again.",
+    "first frame": "Colours or brightness differ, or people, places and light: a fault of the "
+    "sources or of a conversion. A fake shows its source's person, so compare the pairs on the "
+    "contact sheets of report.html.",
+    "border": "Luma, colour or a step of an outer ring is a fault of the chain: padding, a "
+    "resampler, a painted edge. Change over time and roughness come from the generator, which "
+    "moves the background with the face and draws no noise; then `crop = 0.9` in the [augment] of "
+    "a training recipe keeps the edge from what a detector is tested on.",
+}
+"""What a flag of each baseline says, and what can be done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +49,7 @@ class AuditRow:
         auc: of the same scores.
         auc_interval: of it.
         flagged: the interval of balanced accuracy lies above 0.5.
+        telling: the number that splits the classes best by itself (`telling.most_telling`).
     """
 
     baseline: str
@@ -39,6 +62,7 @@ class AuditRow:
     interval: tuple[float, float]
     auc: float
     auc_interval: tuple[float, float]
+    telling: str = ""
 
     @property
     def flagged(self) -> bool:
@@ -92,6 +116,21 @@ class AuditReport:
             f"{', '.join(names)}"
         )
 
+    def explanations(self) -> list[tuple[str, list[str], str]]:
+        """Per flagged baseline its name, what tells most in each quality, and what it means."""
+        return [
+            (
+                baseline,
+                [
+                    f"{row.quality}: {row.telling}"
+                    for row in self.flagged
+                    if row.baseline == baseline
+                ],
+                MEANINGS[baseline],
+            )
+            for baseline in dict.fromkeys(row.baseline for row in self.flagged)
+        ]
+
     def table(self) -> str:
         """The rows as text."""
         lines = [
@@ -110,6 +149,9 @@ class AuditReport:
     def print(self, path: Path) -> None:
         """Tell a person, on stderr."""
         parts = [self.table()] if self.rows else []
+        for baseline, telling, meaning in self.explanations():
+            parts += [f"{baseline} is above chance.", *(f"  {line}" for line in telling)]
+            parts.append(textwrap.fill(meaning, 98, initial_indent="  ", subsequent_indent="  "))
         parts += [*self.notes, f"{os.fspath(path)}: {self.verdict()} ({self.seconds:.1f} s)"]
         sys.stderr.write("\n".join(parts) + "\n")
 
@@ -119,6 +161,7 @@ class AuditReport:
             **dataclasses.asdict(self),
             "rows": [dataclasses.asdict(row) | {"flagged": row.flagged} for row in self.rows],
             "flagged": sorted({row.baseline for row in self.flagged}),
+            "meanings": {name: meaning for name, _, meaning in self.explanations()},
             "verdict": self.verdict(),
             "exit_code": self.exit_code,
         }

@@ -11,10 +11,8 @@ WHAT = (
     "than chance (0.5), a detector could do so too, for a reason that is not the forgery."
 )
 FLAGGED = (
-    "A flag is a question. Container and encoder settings are the same for both classes by "
-    "construction, so a flag there is a fault of the chain, to be mended. File size and codec can "
-    "also tell fakes because a generator draws smoother pictures, which cost fewer bits at the "
-    "same setting, and the border because it warps what lies beyond its source picture."
+    "A flag is a question: is it the chain, which has to be mended, or the forgery, which has not? "
+    "For each of them, what tells most by itself, what that may mean, and what can be done:"
 )
 
 
@@ -27,6 +25,10 @@ def shortcuts(audit: AuditReport) -> Markup:
     ]
     if audit.flagged:
         parts.append(element("p", FLAGGED, class_="muted"))
+        parts += [
+            element("p", element("b", baseline), f". {meaning} ({'; '.join(telling)})")
+            for baseline, telling, meaning in audit.explanations()
+        ]
     if audit.rows:
         header = ["baseline", "quality", "fake", "real", "balanced accuracy", "AUC", ""]
         caption = f"Shortcuts on people not trained on; intervals for all rows at {audit.level:.0%}"

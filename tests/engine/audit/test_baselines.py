@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from dfm_engine.audit.baselines import (
     audit_or_note,
     audit_rows,
     features_of,
+    names_of,
 )
 from dfm_engine.audit.command import run_audit
 from dfm_engine.audit.features import read_features
-from dfm_engine.audit.result import AuditReport
+from dfm_engine.audit.result import MEANINGS, AuditReport
+from dfm_engine.audit.telling import most_telling
 from dfm_engine.clip import Pixels
 from dfm_engine.columns import Row
 from dfm_engine.errors import MediaError, UsageError
@@ -94,6 +97,57 @@ def test_a_planted_leak_is_flagged_by_what_can_see_it(
     assert seen_by <= _flagged(report)
     assert not not_by & _flagged(report)
     assert "better than chance" in report.verdict()
+
+
+@pytest.mark.parametrize(
+    ("leak", "baseline", "telling"),
+    [
+        ({"fake_encoder": {"crf": "40"}}, "codec", r"^(mean )?quantiser.* \(larger in 100% of"),
+        (
+            {"fake_comment": "x"},
+            "container",
+            r"^bytes of the comment: .* \(larger in 100% of pairs",
+        ),
+        ({"change_fake": _black_edge}, "border", r"^(luma|step to the next) of ring [12]: "),
+        (
+            {"change_fake": lambda frames: (frames * 0.5).astype(np.uint8)},
+            "first frame",
+            r"^luma of square \d, \d of 8: .*\(smaller in",
+        ),
+    ],
+)
+def test_a_flag_names_what_tells_most_and_what_can_be_done(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    leak: dict,
+    baseline: str,
+    telling: str,
+) -> None:
+    report = audit_rows(make_set(tmp_path, **leak), tmp_path)
+    (found,) = (r for r in report.rows if r.baseline == baseline)
+    assert re.search(telling, found.telling), found.telling
+    report.print(tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    page = shortcuts(report)
+    for name in BASELINES:
+        assert (f"{name} is above chance." in said) == (name in _flagged(report))
+        assert (MEANINGS[name] in said) == (name in _flagged(report))
+        assert (name in report.to_json()["meanings"]) == (name in _flagged(report))
+        assert (f"<b>{name}</b>" in page) == (name in _flagged(report))
+    assert f"c23: {found.telling}" in said
+
+
+def test_what_tells_most_is_the_number_that_splits_best() -> None:
+    fake = np.arange(4) % 2 == 1
+    features = np.array([[5.0, 0, 1, 7], [5, 1, 9, 3], [5, 0, 2, 8], [5, 0, 8, 4]])
+    names = ["constant", "poor", "good", "good the other way"]
+    assert most_telling(features, names, fake) == (
+        "good: 8.5 in fakes, 1.5 in real clips (larger in 100% of pairs)"
+    )
+    assert most_telling(features[:, [0, 1, 3]], ["a", "b", "c"], fake) == (
+        "c: 3.5 in fakes, 7.5 in real clips (smaller in 100% of pairs)"
+    )
+    assert most_telling(features[:, :1], ["constant"], fake) == ""
 
 
 def test_file_size_alone_is_flagged_from_the_manifest(clean) -> None:
@@ -223,6 +277,15 @@ def test_features_are_what_the_file_holds(tmp_path: Path) -> None:
     assert any(fact.startswith("options=cabac=1") for fact in fake.facts)
     assert not any("comment" in fact for fact in fake.facts)
     assert len(features_of("first frame", [(rows[0], low)])[0]) == 96
+    for name in BASELINES:
+        assert len(names_of(name, [(rows[0], low)])) == features_of(name, [(rows[0], low)]).shape[1]
+    named = dict(zip(names_of("border", []), fake.border, strict=True))
+    assert named["step to the next of ring 3"] == steps.max()
+    assert named["luma of ring 1"] == pytest.approx(white, abs=3)
+    named = dict(zip(names_of("codec", []), high.codec, strict=True))
+    assert named["share of I pictures"] == pytest.approx(1 / 12)
+    assert named["mean quantiser"] == high.codec[-3]
+    assert named["log of the first packet"] > named["mean log of the packets"]
 
 
 def test_the_command_reads_a_finished_set(
