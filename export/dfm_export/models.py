@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from dfm_engine.crew import Crew
 from dfm_engine.detect.detector import DetectorSpec
 from dfm_engine.errors import UsageError
 from dfm_export.artifact import Artifact, ExportedGraph
@@ -53,7 +54,7 @@ class Opening:
         device: cpu or cuda.
         settings: of an engine that has to be built; its targets are this GPU's.
         cache: of engines.
-        threads: of ONNX Runtime on a CPU; None: as many as torch has.
+        threads: on a CPU; None: as many as torch has.
     """
 
     backend: str
@@ -92,8 +93,16 @@ def choose_backend(word: str, device: str, *, say: Said = lambda text: None) -> 
     return chosen
 
 
-def open_graph(artifact: Artifact, graph: ExportedGraph, opening: Opening) -> GraphRunner:
+def open_graph(
+    artifact: Artifact, graph: ExportedGraph, opening: Opening, *, crew: Crew | None = None
+) -> GraphRunner:
     """One graph of an export.
+
+    Args:
+        artifact: the export.
+        graph: of it.
+        opening: how.
+        crew: on a CPU, of a FOMM: deals its rows out to the cores; it is all graphs' together.
 
     Raises:
         EnvironmentUnfit: the backend does not load, or not on this device.
@@ -105,6 +114,7 @@ def open_graph(artifact: Artifact, graph: ExportedGraph, opening: Opening) -> Gr
     if opening.backend not in ("onnxruntime", "openvino"):
         raise UsageError(f"no exported graph runs by --backend {opening.backend}")
     on_cpu = torch.device(opening.device).type == "cpu"
+    is_urgent = graph.spec.name in ("keypoints", "source")  # of the clip that is opened next
     if opening.backend == "openvino":
         return OpenVinoGraph(
             graph.path,
@@ -112,6 +122,8 @@ def open_graph(artifact: Artifact, graph: ExportedGraph, opening: Opening) -> Gr
             precision=artifact.precision,
             threads=opening.threads,
             max_batch=1 if artifact.kind == "fomm" else MAX_CPU_DETECTOR_BATCH,
+            crew=crew,
+            is_urgent=is_urgent,
         )
     return OrtGraph(
         graph.path,
@@ -123,6 +135,8 @@ def open_graph(artifact: Artifact, graph: ExportedGraph, opening: Opening) -> Gr
         max_batch=(1 if artifact.kind == "fomm" else MAX_CPU_DETECTOR_BATCH)
         if on_cpu
         else opening.settings.profile.max,
+        crew=crew,
+        is_urgent=is_urgent,
     )
 
 
@@ -135,9 +149,10 @@ def open_fomm_runner(artifact: Artifact, opening: Opening) -> FommGraphsRunner:
     """
     _check_kind(artifact, "fomm")
     graphs: dict[str, GraphRunner] = {}
+    crew = Crew(opening.threads) if torch.device(opening.device).type == "cpu" else None
     try:
         for name, graph in artifact.graphs.items():
-            graphs[name] = open_graph(artifact, graph, opening)
+            graphs[name] = open_graph(artifact, graph, opening, crew=crew)
         files = "".join(graph.sha256 for graph in artifact.graphs.values())
         return FommGraphsRunner(
             graphs,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from dfm_engine.crew import Crew
 from dfm_engine.errors import EnvironmentUnfit
 from dfm_export.front_door import Part, normal_device
 from dfm_export.ort_stages import StagedGraph
@@ -41,6 +42,9 @@ class OrtGraph(CheckedGraph):
         max_batch: rows at once; on a CPU 1 keeps a row's bits free of its neighbours and the maps
             of a row in the cache.
         threads: of the session; None: as many as torch has.
+        crew: on a CPU, computes the parts of a call side by side, each on one thread, by the same
+            session; `threads` then counts for nothing.
+        is_urgent: see `CheckedGraph`.
     """
 
     def __init__(
@@ -52,12 +56,22 @@ class OrtGraph(CheckedGraph):
         precision: str = "fp32",
         max_batch: int = MAX_ORT_BATCH,
         threads: int | None = None,
+        crew: Crew | None = None,
+        is_urgent: bool = False,
     ) -> None:
         kind = torch.device(device).type
         _check_device(kind)
+        if kind == "cuda":
+            crew = None
         super().__init__(
-            spec, device=device, name=f"onnxruntime-{kind}-{precision}", max_batch=max_batch
+            spec,
+            device=device,
+            name=f"onnxruntime-{kind}-{precision}",
+            max_batch=max_batch,
+            crew=crew,
+            is_urgent=is_urgent,
         )
+        threads = 1 if crew is not None else threads
         if unknown := {t.dtype for t in (*spec.inputs, *spec.outputs)} - set(_ELEMENTS):
             raise EnvironmentUnfit(f"ONNX Runtime binds no {', '.join(unknown)} here")
         self._stream: torch.cuda.Stream | None = None

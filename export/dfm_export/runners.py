@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from dfm_engine.crew import Crew
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.exact_kernels import exact_kernels
 from dfm_export.cuda_graphs import CudaGraphs
@@ -70,6 +71,8 @@ class CheckedGraph:
         name: see `GraphRunner`.
         max_batch: rows at once.
         min_batch: fewer are refused.
+        crew: computes the parts of a call, several at a time; None: one after the other.
+        is_urgent: before those of other graphs with the same crew.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class CheckedGraph:
         name: str,
         max_batch: int,
         min_batch: int = 1,
+        crew: Crew | None = None,
+        is_urgent: bool = False,
     ) -> None:
         if not 1 <= min_batch <= max_batch:
             raise ShapeError(
@@ -91,6 +96,8 @@ class CheckedGraph:
         self.max_batch = max_batch
         self.min_batch = min_batch
         self._is_open = True
+        self._crew = crew
+        self._is_urgent = is_urgent
 
     def run(
         self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None
@@ -106,9 +113,17 @@ class CheckedGraph:
         call = admit(
             self.spec, feeds, out, device=self.device, min_batch=self.min_batch, who=self.name
         )
-        with torch.inference_mode():
-            for part in call.parts(self.max_batch):
-                self._compute(part)
+        parts = list(call.parts(self.max_batch))
+
+        def compute(number: int) -> None:
+            with torch.inference_mode():
+                self._compute(parts[number])
+
+        if self._crew is not None:
+            self._crew.map(compute, len(parts), is_urgent=self._is_urgent)
+        else:
+            for number in range(len(parts)):
+                compute(number)
         return call.out
 
     def warmup(self, batches: Sequence[int]) -> None:

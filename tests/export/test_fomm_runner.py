@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from dfmtest_fomm import make_fomm, pictures, small_config
@@ -16,6 +18,7 @@ from dfm_engine.pixels import frames_from_images
 from dfm_export.detector_runner import DetectorGraphRunner
 from dfm_export.fomm_runner import FommGraphsRunner
 from dfm_export.graphs import detector_graph, fomm_graphs
+from dfm_export.models import Opening, open_fomm_runner
 from dfm_export.precision import plan_of
 from dfm_export.runners import TorchGraph
 from dfm_export.specs import GraphSpec
@@ -193,3 +196,25 @@ def test_a_graph_without_a_map_is_refused(
     )
     with pytest.raises(UsageError, match=r"no class activation map.*--backend torch"):
         DetectorGraphRunner(bare, detector_runners[0].spec, weights_sha256="")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_rows_dealt_out_to_threads_are_those_computed_by_one(exports: Any, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    artifact = exports("small")
+    found = []
+    for threads in (1, 3):
+        runner = open_fomm_runner(artifact, Opening(backend=backend, threads=threads))
+        features, kp = runner.source(images(2)), runner.keypoints(images(7, seed=1))
+        rows = [0, 1, 1, 0, 1, 0, 0]
+        frames = runner.animate(features[rows], kp, kp)
+        found.append((features.encoded, kp.value, frames))
+        for row in (0, 6):
+            alone = runner.animate(features[rows[row]], kp[row], kp[row])
+            assert torch.equal(alone[0], frames[row])
+        runner.close()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    theirs = TorchRunner(make_fomm(CONFIG, seed=3)).animate(features[rows], kp, kp)
+    torch.testing.assert_close(found[1][2], theirs, rtol=0, atol=TOLERANCE)

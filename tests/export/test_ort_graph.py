@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from dfmtest_onnx_graphs import WARP, Warp, warp_feeds, write_warp
 from onnx import helper, numpy_helper
 
+from dfm_engine.crew import Crew
 from dfm_engine.errors import EnvironmentUnfit
 from dfm_export import ort_graph
 from dfm_export.cuda_graphs import MOST, CudaGraphs
@@ -100,6 +102,28 @@ def test_a_graph_is_cut_at_each_sample_and_nowhere_else(tmp_path: Path) -> None:
         arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
         (wanted,) = open_session(tmp_path / "g.onnx", "cpu").run(None, arrays)
         torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("is_staged", [True, False])
+def test_rows_are_dealt_out_to_a_crew_and_come_out_as_one_by_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_staged: bool
+) -> None:
+    monkeypatch.setattr(ort_graph, "_has_samples", lambda _: is_staged)
+    crew, feeds = Crew(3), warp_feeds(7)
+    dealt = OrtGraph(path, WARP, max_batch=1, crew=crew)
+    seen: set[int] = set()
+    compute = dealt._compute
+
+    def watched(part: Part) -> None:
+        seen.add(threading.get_ident())
+        time.sleep(0.01)  # so that no thread is done with all of them before another begins
+        compute(part)
+
+    monkeypatch.setattr(dealt, "_compute", watched)
+    alone = OrtGraph(path, WARP, max_batch=1, threads=1)
+    assert torch.equal(dealt.run(feeds)["mask"], alone.run(feeds)["mask"])
+    assert 1 < len(seen) <= 3
+    assert threading.get_ident() not in seen
 
 
 def test_inputs_are_read_where_they_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
