@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dfmtest_broken_files import draw, encode
 from dfmtest_dali import FRAMES, SOFTWARE, vp9
+from dfmtest_drawn_clips import draw, encode
 
 from dfm_bench import decode_gpu
 from dfm_bench.decode_gpu import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from dfmtest_broken_files import draw, encode
+from dfmtest_drawn_clips import draw, encode
 from numpy.typing import NDArray
 
 from dfm_engine.media.colour import RgbConverter

@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from dfmtest_broken_files import draw, encode, tagged
+from dfmtest_drawn_clips import draw, encode, tagged
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dfmtest_broken_files import draw, encode, tagged, turned
+from dfmtest_drawn_clips import draw, encode, tagged, turned
 
 from dfm_engine.clip import QUALITIES, Box
 from dfm_engine.faces.pictures import ClipRange, PyavReader

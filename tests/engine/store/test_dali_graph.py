@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dfmtest_broken_files import draw, encode, tagged
 from dfmtest_dali import as_dali_converts
+from dfmtest_drawn_clips import draw, encode, tagged
 
 from dfm_engine.errors import EnvironmentUnfit, UsageError
 from dfm_engine.media.decode import read_native_frames

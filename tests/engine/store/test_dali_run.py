@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dfmtest_broken_files import draw, encode
 from dfmtest_dali import FRAMES, HEIGHT, SOFTWARE, WIDTH, vp9
+from dfmtest_drawn_clips import draw, encode
 
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.media.decode import read_native_frames

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from dfmtest_broken_files import draw, encode
 from dfmtest_dali import FRAMES, HEIGHT, SOFTWARE, WIDTH, software_router, to_sample, vp9
+from dfmtest_drawn_clips import draw, encode
 
 from dfm_engine.clip import Box
 from dfm_engine.errors import EnvironmentUnfit, MediaError, UsageError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dfmtest_broken_files import draw
+from dfmtest_drawn_clips import draw
 
 from dfm_engine.clip import Box
 from dfm_engine.media.decode import read_frames

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dfmtest_broken_files import draw, encode, make_files
+from dfmtest_broken_files import make_files
+from dfmtest_drawn_clips import draw, encode
 
 from dfm_engine.clip import QUALITIES, Box
 from dfm_engine.media.colour import Orientation
