@@ -28,6 +28,7 @@ from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.finish import BuildSummary, finish, quarantined_inputs
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import RunFolder
+from dfm_engine.lanes import Lanes
 from dfm_engine.making import Workshop
 from dfm_engine.naming import Naming
 from dfm_engine.options import BuildOptions, folder_of, list_inputs
@@ -56,6 +57,7 @@ def build_dataset(
     batch_size: int,
     threads: int,
     reader: FrameReader | None = None,
+    lanes: Lanes | None = None,
     stop: StopRequest | None = None,
     say: Said = lambda text: None,
     progress: bool = True,
@@ -73,6 +75,8 @@ def build_dataset(
         threads: of torch, set by the caller; likewise.
         reader: decodes the clips, the same that `framer` uses; PyAV where left out. Fixed in
             run.json, too: two decoders agree within a rounding, not to the bit.
+        lanes: clips that each stage works at side by side; the bytes do not depend on it. Framer,
+            detector and reader are called by several threads if one of them is above 1.
         stop: set by a signal; the run then ends after the wave under way.
         say: told what a person wants to read.
         progress: write a line of it every few seconds.
@@ -84,6 +88,7 @@ def build_dataset(
         ShortfallError: there is not one usable source, or not one usable driving clip.
     """
     stop = StopRequest() if stop is None else stop
+    lanes = Lanes() if lanes is None else lanes
     recipe = options.recipe
     reader = PyavReader() if reader is None else reader
     meters = Meters()
@@ -113,8 +118,8 @@ def build_dataset(
             limits=recipe.limits,
             workers=workers,
             meters=meters,
-            # A GPU's framer is one, and serves one clip at a time.
-            framers=threads if runner.device.type == "cpu" else 1,
+            framers=lanes.frame,
+            device=runner.device,
         )
         with (
             Ticker(lambda: _preparing_line(looked, clips, meters), enabled=progress),
@@ -139,6 +144,7 @@ def build_dataset(
             reader=reader,
             batch_size=batch_size,
             meters=meters,
+            lanes=lanes.open,
             # Found once for all runs of the folder, also those with a smaller batch.
             store=DrivingStore(
                 options.out / "prepared",
@@ -152,7 +158,10 @@ def build_dataset(
             real_root=folder_of(options.real),
             driving_root=folder_of(options.driving),
         )
-        with Encoders(folder, workers=workers, fps=recipe.clips.fps) as encoders:
+        with (
+            contextlib.closing(shelf),
+            Encoders(folder, workers=workers, fps=recipe.clips.fps) as encoders,
+        ):
             workshop = Workshop(
                 folder=folder,
                 shelf=shelf,
@@ -164,6 +173,7 @@ def build_dataset(
                 batch_size=batch_size,
                 meters=meters,
                 external=options.verdicts,
+                lanes=lanes,
             )
             meters.queues["encode"] = lambda: (encoders.queued, QUEUE_CLIPS)
             before = len(workshop.committed)

@@ -17,6 +17,7 @@ from dfm_engine.faces.framing import frame_clip
 from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.fomm.model import Fomm
+from dfm_engine.lanes import Lanes, plan_lanes
 from dfm_engine.machine import read_cores
 from dfm_engine.prepare import Framer
 from dfm_engine.recipe import BuildRecipe
@@ -36,6 +37,8 @@ __all__ = [
 
 DECODERS = ("auto", "pyav", "dali")
 
+MAX_PIPELINES = 3  # of DALI: each holds pictures and decoders of its own on the GPU
+
 OpenRunner = Callable[[Fomm, str, int], Runner | None]
 """From a model, a device and the rows of a batch: the runner, or None for the one of torch."""
 
@@ -52,6 +55,7 @@ class Machinery:
     batch_size: int
     threads: int
     workers: int
+    lanes: Lanes = field(default_factory=Lanes)
     reader: FrameReader = field(default_factory=PyavReader)
 
 
@@ -64,7 +68,11 @@ def load_machinery(
     decode: str = "auto",
     open_runner: OpenRunner | None = None,
 ) -> Machinery:
-    """Load the networks of a build and share out the cores: all to torch, all but one to encoders.
+    """Load the networks of a build and share out the cores.
+
+    On a CPU all of them are torch's, and all but one have an encoder each: the generator keeps them
+    busy, the encoders a few. With a GPU the encoders are what they are for. What the stages beside
+    both have, see `lanes.plan_lanes`.
 
     Args:
         recipe: of the build.
@@ -77,7 +85,8 @@ def load_machinery(
     cores = max(1, int(read_cores()))
     torch.set_num_threads(cores)
     where = pick_device(device)
-    reader = open_reader(decode, where)
+    lanes = plan_lanes(cores, where)
+    reader = open_reader(decode, where, pipelines=min(MAX_PIPELINES, lanes.open))
     model = load_fomm(weights, config, align_corners=recipe.motion.align_corners)
     detector = Mtcnn.load(where)
     batch_size = recipe.plan.batch_size or plan_batch_size(model.config, where)
@@ -90,6 +99,7 @@ def load_machinery(
         batch_size=batch_size,
         threads=cores,
         workers=max(1, cores - 1),
+        lanes=lanes,
     )
 
 
@@ -141,13 +151,14 @@ def framer_of(
     return frame
 
 
-def open_reader(decode: str, device: str) -> FrameReader:
+def open_reader(decode: str, device: str, *, pipelines: int = 1) -> FrameReader:
     """What decodes the clips of a build.
 
     Args:
         decode: `pyav`; `dali`, which is NVDEC for what it takes and PyAV for the rest; or `auto`:
             `dali` where the networks run on a GPU that decodes, else `pyav`.
         device: `cpu` or `cuda`, where the networks run.
+        pipelines: clips that NVDEC decodes at once, at most.
 
     Raises:
         UsageError: another word.
@@ -163,7 +174,7 @@ def open_reader(decode: str, device: str) -> FrameReader:
     if decode == "auto" and (reason := why_not_dali()):
         _log.info("decoding on the CPU: %s", reason)
         return PyavReader()
-    return DaliReader()
+    return DaliReader(pipelines=pipelines)
 
 
 def pick_device(name: str) -> str:

@@ -1,11 +1,16 @@
 """The way of a fake clip, stage by stage: open, animate, screen, encode, commit.
 
-    thread `open` ─► [queue] ─► thread `animate` ─► [queue] ─► screen, encode pool, commit
+    lanes `open` ─► [queue] ─► thread `animate` ─► [queue] ─► lanes `screen` ─► encode pool, commit
 
-Each stage is a generator of typed objects, joined by queues of bounded length, so memory stays flat
-and all stages work at once: while a batch is generated the next sources are decoded and the last
-animation is screened. Order is kept throughout, so a build's bytes do not depend on the timing.
-`build.py` calls `make_wave`.
+Each stage is a generator of typed objects, or a function that several threads (`lanes`) call, clip
+by clip; they are joined by queues of bounded length, so memory stays flat and all stages work at
+once: while a batch is generated the next sources are decoded and the last animations are screened.
+Order is kept throughout, so a build's bytes do not depend on the timing, nor on the lanes.
+
+In memory at once, beside the encode pool's: the source clips of `lanes.open` + OPEN_JOBS jobs and
+of a batch, and the animations of ANIMATED_CLIPS + `lanes.screen` + SCREENED_CLIPS clips, each
+with its source clip (T x S x S x 3 bytes, 16 MB for 80 frames of 256 x 256). `build.py` calls
+`make_wave`.
 """
 
 from __future__ import annotations
@@ -14,28 +19,28 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from dfm_engine.animate import AnimationJob, animate_jobs
 from dfm_engine.backends import Runner
 from dfm_engine.clip import QUALITIES, Pixels, Quality, SourceClip
-from dfm_engine.columns import text_of_path
 from dfm_engine.encoding import Encoders, Order
 from dfm_engine.errors import EnvironmentUnfit, MediaError
-from dfm_engine.fomm.values import Keypoints
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import FileFacts, Marker, RunFolder
+from dfm_engine.lanes import Lanes, lane
 from dfm_engine.media.encode import EncodedFile
 from dfm_engine.naming import Naming
-from dfm_engine.overlap import Ahead
+from dfm_engine.opening import Opener, OpenJob, Unopened, refusal
+from dfm_engine.overlap import Ahead, MapAhead
 from dfm_engine.plan import Candidate, Outcome
 from dfm_engine.prepare import PASSING_KINDS
 from dfm_engine.progress import Meters
-from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.recipe import BuildRecipe
 from dfm_engine.screen import Detector, ExternalVerdicts, Verdict, screen_animation
-from dfm_engine.shelf import OpenDriving, OpenSource, Shelf
+from dfm_engine.shelf import Shelf
 from dfm_engine.torch_threads import adopt_threads
 
 _log = logging.getLogger(__name__)
@@ -46,16 +51,8 @@ OPEN_JOBS = 2
 ANIMATED_CLIPS = 2
 """Animations that wait for the screen."""
 
-
-@dataclass(frozen=True, slots=True)
-class OpenJob:
-    """A candidate with its clips opened and the motion carried over; `kp_driving` has T rows."""
-
-    candidate: Candidate
-    clip_id: str
-    source: OpenSource
-    driving: OpenDriving
-    kp_driving: Keypoints
+SCREENED_CLIPS = 1
+"""Verdicts that wait for the encode pool to have room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +76,7 @@ class Workshop:
         batch_size: generator rows per batch.
         meters: where the time goes.
         external: verdicts imported from elsewhere.
+        lanes: clips that are opened and screened at once.
 
     Attributes:
         committed: markers of the clips that are done.
@@ -97,6 +95,7 @@ class Workshop:
         batch_size: int,
         meters: Meters,
         external: ExternalVerdicts | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self.committed = folder.committed()
         self._folder = folder
@@ -108,6 +107,7 @@ class Workshop:
         self._recipe = recipe
         self._batch_size = batch_size
         self._meters = meters
+        self._lanes = lanes or Lanes()
         self._external = external
         self._twins: dict[str, Order] = {}
         self._unopened: deque[Candidate] = deque()
@@ -139,7 +139,7 @@ class Workshop:
         Args:
             wave: what to make.
             record: told the outcome of each, when it is final.
-            stop: once set no further candidate is begun.
+            stop: once set no further candidate is begun; those that are open are made.
 
         Raises:
             EnvironmentUnfit: the disk is full or the like; what is committed stays so.
@@ -162,17 +162,37 @@ class Workshop:
         record: Callable[[Candidate, Outcome], None],
         stop: StopRequest,
     ) -> None:
+        device = self._runner.device
+        opener, within = Opener(self._shelf, self._naming), partial(lane, device)
+        # On a CPU the generator's rows have the cores, each one to itself.
+        threads = 1 if device.type == "cpu" else torch.get_num_threads()
         with (
-            Ahead(self._open(ordered, stop), depth=OPEN_JOBS, name="open") as opened,
+            MapAhead(
+                opener.open,
+                opener.in_order(ordered, stop),
+                workers=self._lanes.open,
+                depth=self._lanes.open + OPEN_JOBS,
+                name="open",
+                within=within,
+            ) as opened,
             Ahead(
-                self._animate(opened, threads=torch.get_num_threads()),
+                self._animate(self._openable(opened), threads),
                 depth=ANIMATED_CLIPS,
                 name="animate",
             ) as animated,
+            MapAhead(
+                self._screen,
+                animated,
+                workers=self._lanes.screen,
+                depth=self._lanes.screen + SCREENED_CLIPS,
+                name="screen",
+                within=within,
+            ) as screened,
         ):
             self._meters.queues["opened"] = lambda: (opened.waiting, opened.depth)
             self._meters.queues["animated"] = lambda: (animated.waiting, animated.depth)
-            for done, outcome in self._write(self._screen(animated)):
+            self._meters.queues["screened"] = lambda: (screened.waiting, screened.depth)
+            for done, outcome in self._write(screened):
                 record(done, outcome)
         while self._unopened:  # in the order of the wave, as all else
             record(self._unopened.popleft(), Outcome.FAILED)
@@ -190,30 +210,21 @@ class Workshop:
         try:
             pixels = self._shelf.source_frames(candidate.source)
         except MediaError as error:
-            self._give_up(name, error)
+            self._folder.quarantine.add(refusal(name, error))
             return False
         return self._write_twin(clip, pixels[:frames])
 
-    def _open(self, wave: Iterable[Candidate], stop: StopRequest) -> Iterator[OpenJob]:
-        """Thread `open`."""
-        for candidate in wave:
-            if stop:
-                return
-            name = self._naming.fake_id(candidate)
-            try:
-                driving = self._shelf.open_driving(candidate.driving)
-                source = self._shelf.open_source(candidate.source)
-                kp_driving = self._shelf.transfer(source, driving)
-            except MediaError as error:
-                self._give_up(name, error)
-                self._unopened.append(candidate)
-                continue
-            yield OpenJob(candidate, name, source, driving, kp_driving)
+    def _openable(self, opened: Iterator[OpenJob | Unopened]) -> Iterator[OpenJob]:
+        """Those that could be opened; the others are given up."""
+        for job in opened:
+            if isinstance(job, Unopened):
+                self._folder.quarantine.add(job.reason)
+                self._unopened.append(job.candidate)
+            else:
+                yield job
 
-    def _animate(
-        self, jobs: Iterator[OpenJob], *, threads: int
-    ) -> Iterator[tuple[OpenJob, Pixels]]:
-        """Thread `animate`, which has all cores while `open` crops on one."""
+    def _animate(self, jobs: Iterator[OpenJob], threads: int) -> Iterator[tuple[OpenJob, Pixels]]:
+        """Thread `animate`."""
         adopt_threads(threads)
 
         def wanted() -> Iterator[AnimationJob]:
@@ -248,20 +259,21 @@ class Workshop:
         self._batch_size = batch_size
         self._folder.amend(batch_size=batch_size)
 
-    def _screen(self, animations: Iterable[tuple[OpenJob, Pixels]]) -> Iterator[Screened]:
-        for job, frames in animations:
-            external = self._external.of(job.clip_id) if self._external else ()
-            with self._meters.busy("screen", clips=1, frames=len(frames)):
-                verdict = screen_animation(
-                    job.driving.signals,
-                    frames,
-                    job.candidate.action,
-                    detector=self._detector,
-                    settings=self._recipe.screen,
-                    source=job.source.look,
-                    external=external,
-                )
-            yield Screened(job, frames, verdict)
+    def _screen(self, animation: tuple[OpenJob, Pixels]) -> Screened:
+        """In a lane."""
+        job, frames = animation
+        external = self._external.of(job.clip_id) if self._external else ()
+        with self._meters.busy("screen", clips=1, frames=len(frames), workers=self._lanes.screen):
+            verdict = screen_animation(
+                job.driving.signals,
+                frames,
+                job.candidate.action,
+                detector=self._detector,
+                settings=self._recipe.screen,
+                source=job.source.look,
+                external=external,
+            )
+        return Screened(job, frames, verdict)
 
     def _write(self, screened: Iterable[Screened]) -> Iterator[tuple[Candidate, Outcome]]:
         """Hand clips to the pool and commit them in the order in which they came."""
@@ -361,17 +373,6 @@ class Workshop:
         with self._meters.busy("commit", clips=1):
             self._folder.commit(marker)
         self.committed[marker.clip_id] = marker
-
-    def _give_up(self, name: str, error: MediaError) -> None:
-        self._folder.quarantine.add(
-            QuarantineRow(
-                path=text_of_path(error.path.name),
-                stage="open",
-                kind=error.kind,
-                reason=error.reason,
-                job_id=name,
-            )
-        )
 
 
 def _facts(files: dict[Quality, EncodedFile]) -> dict[Quality, FileFacts]:

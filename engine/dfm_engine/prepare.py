@@ -1,9 +1,10 @@
 """Every input looked at once: is the file whole, is there a usable face, how long is it?
 
 Each file is first decoded in full by a worker process (`media.probe_workers`): a file that takes
-FFmpeg down takes that worker, not the run. What survives is framed (`faces.framing`), and the
-outcome, a small JSON file in `<out>/prepared/`, is all that planning needs, so a resumed run plans
-without decoding anything again. Pixels are not kept: a job decodes its clips when its turn comes.
+FFmpeg down takes that worker, not the run. What survives is framed (`faces.framing`), several clips
+at once, and the outcome, a small JSON file in `<out>/prepared/`, is all that planning needs, so a
+resumed run plans without decoding anything again. Pixels are not kept: a job decodes its clips when
+its turn comes.
 """
 
 from __future__ import annotations
@@ -11,26 +12,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
+
+import torch
 
 from dfm_engine.clip import Box, DrivingClip, FramedClip, SourceClip
 from dfm_engine.durable import write_durably
 from dfm_engine.errors import FaceError, MediaError
+from dfm_engine.lanes import lane
 from dfm_engine.media.probe import Probe
 from dfm_engine.media.probe_workers import probe_all
+from dfm_engine.overlap import MapAhead
 from dfm_engine.progress import Meters
 from dfm_engine.recipe import BuildRecipe, Limits
-from dfm_engine.torch_threads import adopt_threads
 
-T = TypeVar("T")
-R = TypeVar("R")
+Given = tuple[SourceClip | DrivingClip, Probe | MediaError, int]
+"""A clip, what its probe says, and the workers that died on it."""
+
+LOOK_AHEAD = 4
+"""Clips per framer that are probed, or framed and wait for one before them."""
 
 CONTRACT = 1
 """Raise when framing changes: it makes every earlier preparation stale."""
@@ -160,6 +165,7 @@ def prepare_clips(
     workers: int,
     meters: Meters,
     framers: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Generator[tuple[SourceClip | DrivingClip, Prepared], None, None]:
     """Look at every clip that `store` does not know yet.
 
@@ -171,9 +177,11 @@ def prepare_clips(
         workers: processes that probe.
         meters: where the time goes.
         framers: clips framed at once, each on one core.
+        device: of the framer's networks.
 
     Yields:
-        Each clip with its outcome: first the known ones, then the others in order.
+        Each clip with its outcome: first the known ones, then the others in order. Close it where
+        it is not drawn to its end.
     """
     unknown: list[SourceClip | DrivingClip] = []
     for clip in clips:
@@ -194,46 +202,31 @@ def prepare_clips(
     def count_probe(busy_s: float) -> None:
         probing.busy_s += busy_s
 
-    def looks() -> Generator[tuple[SourceClip | DrivingClip, Callable[[], Prepared]], None, None]:
+    def looks() -> Iterator[Given]:
         found = probe_all(paths, limits=limits, workers=workers, on_busy=count_probe)
         with closing(found):
             for index, probed, attempts in found:
                 if isinstance(probed, Probe):
                     meters.count("probe", clips=1, frames=probed.frames or 0)
                 for clip in by_path[paths[index]]:
-                    yield clip, partial(_look, clip, probed, attempts, framer, meters)
+                    yield clip, probed, attempts
 
-    # Closed here and not by the garbage collector, which would swallow a signal.
-    with closing(looks()) as calls, closing(_called_ahead(calls, threads=framers)) as called:
-        for clip, outcome in called:
-            if outcome.kind not in PASSING_KINDS:
-                store.write(clip, outcome)
-            yield clip, outcome
+    def look(given: Given) -> tuple[SourceClip | DrivingClip, Prepared]:
+        outcome = _look(*given, framer, meters)
+        if outcome.kind not in PASSING_KINDS:
+            store.write(given[0], outcome)
+        return given[0], outcome
 
-
-def _called_ahead(
-    calls: Iterator[tuple[T, Callable[[], R]]], *, threads: int
-) -> Generator[tuple[T, R], None, None]:
-    """Each with its result, in order; called so many at once, a few ahead of who reads them."""
-    if threads == 1:
-        for key, call in calls:
-            yield key, call()
-        return
-    pool = ThreadPoolExecutor(threads, "frame", initializer=adopt_threads, initargs=(1,))
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    try:
-        for key, call in calls:
-            waiting.append((key, pool.submit(call)))
-            while waiting and (waiting[0][1].done() or len(waiting) > 2 * threads):
-                key, future = waiting.popleft()
-                yield key, future.result()
-        while waiting:
-            key, future = waiting.popleft()
-            yield key, future.result()
-    finally:
-        # No waiting: after a signal in the middle of a join Python thinks that the thread is over,
-        # and the process ends beneath it. What is left Python waits for at its own end.
-        pool.shutdown(wait=False, cancel_futures=True)
+    # Outcomes are small: a clip that takes long does not make the others wait.
+    with MapAhead(
+        look,
+        looks(),
+        workers=framers,
+        depth=LOOK_AHEAD * framers,
+        name="frame",
+        within=partial(lane, device),
+    ) as outcomes:
+        yield from outcomes
 
 
 def _look(

@@ -59,13 +59,17 @@ class Meters:
         return self.stages.setdefault(name, Meter(workers=workers))
 
     @contextmanager
-    def busy(self, name: str, *, clips: int = 0, frames: int = 0) -> Iterator[None]:
+    def busy(
+        self, name: str, *, clips: int = 0, frames: int = 0, workers: int = 1
+    ) -> Iterator[None]:
         """Count the time of a block as work of a stage, and its items once it succeeds.
+
+        The stage's first block says how many work side by side.
 
         Stages pull from each other, so blocks nest: while an inner one runs the outer one's clock
         stands, and the stages' times never count a second of a thread twice.
         """
-        meter = self.stage(name)
+        meter = self.stage(name, workers=workers)
         with self._block(name):
             yield
             with self._lock:

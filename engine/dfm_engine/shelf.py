@@ -1,16 +1,20 @@
 """The clips of a run, opened when a job needs them and no sooner.
 
 A source is opened once for all its jobs in a row: its frames, and what the generator needs of its
-source image. Of a driving clip the keypoints and the motion signals of every frame are kept for the
-whole run; they are small.
+source image. It is held by those jobs and by nothing else. Of a driving clip the keypoints and the
+motion signals of every frame are kept for the whole run; they are small.
+
+Any number of lanes (`lanes`) open clips at once: each decodes, crops and looks for itself, while
+the model is called by one thread for all of them, clip after clip.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from dfm_engine.faces.pictures import FrameReader
 from dfm_engine.fomm.best_frame import find_best_frame
 from dfm_engine.fomm.transfer import transfer
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
+from dfm_engine.lanes import SharedLane, settle
 from dfm_engine.prepare import Prepared
 from dfm_engine.progress import Meters
 from dfm_engine.recipe import BuildRecipe
@@ -74,8 +79,32 @@ def driving_key(clip: DrivingClip) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
+class SharedSource:
+    """A source for several jobs: opened by the first that asks, given to all, held while they are.
+
+    Args:
+        shelf: opens it.
+        sha256: of the clip.
+    """
+
+    def __init__(self, shelf: Shelf, sha256: str) -> None:
+        self.sha256 = sha256
+        self._shelf = shelf
+        self._opened: OpenSource | None = None
+        self._lock = threading.Lock()
+
+    def open(self) -> OpenSource:
+        """See `Shelf.open_source`; whoever asks meanwhile waits for it."""
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._shelf.open_source(self.sha256)
+            return self._opened
+
+
 class Shelf:
-    """Opens the clips of a run; keeps one source and all driving clips.
+    """Opens the clips of a run, for any number of threads; keeps what it found of driving clips.
+
+    Its memory is that of the clips being opened: T x S x S x 3 bytes for each thread. Close it.
 
     Args:
         sources: usable source clips by content hash, with their preparation.
@@ -87,6 +116,7 @@ class Shelf:
         batch_size: generator rows per batch.
         meters: where the time goes.
         store: keeps the motion of driving clips for the next run.
+        lanes: threads that open clips.
     """
 
     def __init__(
@@ -101,6 +131,7 @@ class Shelf:
         meters: Meters,
         store: DrivingStore,
         reader: FrameReader | None = None,
+        lanes: int = 1,
     ) -> None:
         self.sources = sources
         self.driving = driving
@@ -111,8 +142,10 @@ class Shelf:
         self._batch_size = batch_size
         self._meters = meters
         self._store = store
-        self._source: tuple[str, OpenSource] | None = None
+        self._lanes = lanes
+        self._model = SharedLane(runner.device, name="model")
         self._driving: dict[str, OpenDriving] = {}
+        self._driving_locks = {key: threading.Lock() for key in driving}
         self._failed: dict[str, tuple[type[MediaError], Path, str, str]] = {}
 
     def open_source(self, sha256: str) -> OpenSource:
@@ -121,18 +154,18 @@ class Shelf:
         Raises:
             MediaError: the file changed or went away since it was prepared.
         """
-        if self._source is not None and self._source[0] == sha256:
-            return self._source[1]
-        self._source = None  # let its memory go first
         clip, prepared = self.sources[sha256]
         frames = self.source_frames(sha256)
-        with self._meters.busy("source features", clips=1, frames=1):
-            features, keypoints = prepare_source(frames[prepared.source_index], runner=self._runner)
-        with self._meters.busy("screen", frames=1):
-            seen = measure(frames[prepared.source_index][None], self._detector, every_n=1)
-        opened = OpenSource(clip, prepared, frames, features, keypoints, seen)
-        self._source = sha256, opened
-        return opened
+        image = frames[prepared.source_index]
+
+        def prepare() -> tuple[SourceFeatures, Keypoints]:
+            with self._meters.busy("source features", clips=1, frames=1):
+                return prepare_source(image, runner=self._runner)
+
+        features, keypoints = self._model(prepare)
+        with self._busy("source screen", 1):
+            seen = measure(image[None], self._detector, every_n=1)
+        return OpenSource(clip, prepared, frames, features, keypoints, seen)
 
     def source_frames(self, sha256: str) -> Pixels:
         """The canonical frames alone.
@@ -143,13 +176,14 @@ class Shelf:
         clip, prepared = self.sources[sha256]
         with (
             self._failing_once(sha256),
-            self._meters.busy("decode", clips=1, frames=prepared.frames),
+            self._busy("decode", prepared.frames),
         ):
             return self._frames(clip, prepared)
 
     def driving_signals(self) -> list[tuple[Action, Signals]]:
-        """Action and motion of every driving clip opened so far."""
-        return [(opened.clip.action, opened.signals) for opened in self._driving.values()]
+        """Action and motion of every driving clip opened so far, in the order of the plan."""
+        found = [self._driving[key] for key in self.driving if key in self._driving]
+        return [(opened.clip.action, opened.signals) for opened in found]
 
     def open_driving(self, key: str) -> OpenDriving:
         """The driving clip's keypoints and signals; decoded at its first use of all runs.
@@ -157,10 +191,11 @@ class Shelf:
         Raises:
             MediaError: the file changed or went away since it was prepared.
         """
-        if key not in self._driving:
-            with self._failing_once(key):
-                self._driving[key] = self._look_at_driving(key, *self.driving[key])
-        return self._driving[key]
+        with self._driving_locks[key]:
+            if key not in self._driving:
+                with self._failing_once(key):
+                    self._driving[key] = self._look_at_driving(key, *self.driving[key])
+            return self._driving[key]
 
     def transfer(self, source: OpenSource, driving: OpenDriving) -> Keypoints:
         """The driving keypoints carried over to the source, as the recipe says; T rows.
@@ -172,13 +207,19 @@ class Shelf:
         motion = self._recipe.motion
         try:
             initial = self._best_frame(source, driving) if motion.best_frame else 0
-            return transfer(
+            carried = transfer(
                 source.keypoints, driving.keypoints, driving.keypoints[initial], mode=motion.mode
             )
+            settle(self._runner.device)
+            return carried
         except (MediaError, ShapeError, UsageError):
             raise
         except DfmError as error:
             raise FaceError(source.clip.path, "no-transfer", str(error)) from error
+
+    def close(self) -> None:
+        """End the thread that calls the model."""
+        self._model.close()
 
     def _best_frame(self, source: OpenSource, driving: OpenDriving) -> int:
         image = source.frames[source.prepared.source_index][None]
@@ -192,19 +233,28 @@ class Shelf:
         if motion is None:
             motion = self._find_motion(clip, prepared)
             self._store.write(key, motion)
+        settle(self._runner.device)  # others take it from here
         return OpenDriving(clip, prepared, motion.keypoints, motion.signals, motion.track)
 
     def _find_motion(self, clip: DrivingClip, prepared: Prepared) -> DrivingMotion:
-        with self._meters.busy("driving decode", clips=1, frames=prepared.frames):
+        with self._busy("driving decode", prepared.frames):
             frames = self._frames(clip, prepared)
-        with self._meters.busy("driving keypoints", clips=1, frames=len(frames)):
-            keypoints = prepare_driving(frames, runner=self._runner, batch_size=self._batch_size)
-        with self._meters.busy("driving screen", clips=1, frames=len(frames)):
+
+        def prepare() -> Keypoints:
+            with self._meters.busy("driving keypoints", clips=1, frames=len(frames)):
+                return prepare_driving(frames, runner=self._runner, batch_size=self._batch_size)
+
+        keypoints = self._model(prepare)
+        with self._busy("driving screen", len(frames)):
             track = look(frames, self._detector, every_n=self._recipe.screen.every_n)
             if track is None:
                 raise FaceError(clip.path, "no-face", "no face in the framed driving clip")
             signals = extract_signals(frames, track)
         return DrivingMotion(keypoints, signals, track)
+
+    def _busy(self, stage: str, frames: int) -> AbstractContextManager[None]:
+        """One clip, in one of the lanes."""
+        return self._meters.busy(stage, clips=1, frames=frames, workers=self._lanes)
 
     @contextmanager
     def _failing_once(self, key: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ Each test compares with `whole`, the same build without trouble.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dfmtest_build import Hook, Workbench, contents
 
@@ -25,11 +27,12 @@ from dfm_engine.actions import Action
 from dfm_engine.errors import EnvironmentUnfit, UsageError, WorkerDied
 from dfm_engine.interrupts import Interrupted, StopRequest, draining_signals
 from dfm_engine.jobs import RunFolder
+from dfm_engine.lanes import Lanes
 from dfm_engine.manifest import read_manifest
 from dfm_engine.media.pool import EncodeFuture, EncodePool
 from dfm_engine.options import list_inputs
 from dfm_engine.quarantine import read_quarantine
-from dfm_engine.synthetic import DemoSetSettings, write_demo_set
+from dfm_engine.synthetic import DemoSetSettings, write_clip, write_demo_set
 from dfm_engine.verify import verify_dataset
 
 
@@ -318,6 +321,42 @@ def test_a_clip_is_the_same_whatever_is_made_beside_it(
         found = {n: data for n, data in contents(tmp_path / out).items() if n.endswith(".mp4")}
         assert len(found) >= 9
         assert all(reference[name] == data for name, data in found.items())
+
+
+def test_lanes_change_no_byte_and_no_outcome(workbench: Workbench, tmp_path: Path):
+    """Of good clips, a damaged one, a faceless one, and one that vanishes when it is opened."""
+    shutil.copytree(workbench.clips, tmp_path / "clips")
+    folders = {name: tmp_path / "clips" / name for name in ("real", "driving")}
+    good = sorted(folders["real"].rglob("*.mkv"))
+    bad = folders["real"] / "bad"
+    bad.mkdir()
+    (bad / "cut.mkv").write_bytes(good[0].read_bytes()[:-9000])
+    write_clip(bad / "grey.mkv", np.full((18, 128, 128, 3), 128, np.uint8))
+    away = tmp_path / "away.mkv"
+    found = []
+    for lanes in (Lanes(), Lanes(frame=4, open=4, screen=4)):
+        out = tmp_path / f"out-{lanes.open}"
+        bench = dataclasses.replace(workbench, framed={})  # every clip is framed by the lanes
+        hook = Hook(7, lambda: good[1].rename(away))  # when all seven are prepared
+        summary = bench.build(out, **folders, stop=hook, lanes=lanes)
+        away.rename(good[1])
+        found.append((contents(out), summary.fakes, summary.quarantined))
+        stages = summary.timings
+        assert {name: stages[name]["workers"] for name in ("frame", "decode", "screen")} == {
+            "frame": lanes.frame,
+            "decode": lanes.open,
+            "screen": lanes.screen,
+        }
+        assert all(0 <= stage["busy_share"] <= 1 for stage in stages.values())
+    assert found[0] == found[1]
+    assert found[0][1:] == (4, 4)
+    rows = read_quarantine(tmp_path / "out-4" / "quarantine.parquet")
+    assert sorted((row.path, row.kind) for row in rows) == [
+        ("cut.mkv", "truncated"),
+        ("grey.mkv", "no-face"),
+        (good[1].name, "not-found"),
+        (good[1].name, "not-found"),
+    ]
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
 from dfm_engine.faces.framing import frame_clip
 from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.interrupts import StopRequest
+from dfm_engine.lanes import Lanes
 from dfm_engine.recipe import BuildRecipe
 
 
@@ -33,6 +34,7 @@ class Workbench:
         real: Path | None = None,
         driving: Path | None = None,
         stop: StopRequest | None = None,
+        lanes: Lanes | None = None,
         **options: Any,
     ) -> BuildSummary:
         return build_dataset(
@@ -49,6 +51,7 @@ class Workbench:
             workers=1,
             batch_size=8,
             threads=1,
+            lanes=lanes,
             stop=stop,
             progress=False,
         )
