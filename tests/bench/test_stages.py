@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfm_bench import stages as module
 from dfm_bench.ceilings import stage_ceilings, stage_core_seconds
@@ -23,6 +24,7 @@ from dfm_bench.stages import (
     end_to_end,
     stage_rows,
     timed_build,
+    workload_for,
 )
 from dfm_bench.throughput import run_bench_throughput
 from dfm_bench.ways import animate_flops
@@ -146,11 +148,42 @@ def test_the_bottleneck_is_the_stage_whose_workers_rest_least():
 
 def test_the_whole_build_is_held_against_its_slowest_stage_alone(machinery):
     rows = stage_rows(TIMINGS, 10.0, {"frame": 100.0, "animate": 30.0, "encode": 10.0})
-    whole = end_to_end(rows, machinery, 10.0)
+    whole = end_to_end(rows, [], machinery, 10.0)
     assert whole.rate == 6.0
     assert whole.ceiling == pytest.approx(60 / 4)  # encode: 120 frames / 10 / 3 workers = 4 s
     assert whole.ceiling_of == "encode alone"
     assert whole.share == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("generator", "pool", "ceiling", "of"),
+    [(1000.0, 50.0, 25.0, "encode pool alone"), (20.0, 50.0, 20.0, "generator alone")],
+)
+def test_on_a_gpu_a_build_is_held_against_the_slower_of_generator_and_encode_pool(
+    machinery, generator: float, pool: float, ceiling: float, of: str
+):
+    class OnGpu:
+        device, frame_size = torch.device("cuda"), (64, 64)
+
+    rows = stage_rows(TIMINGS, 10.0, {"frame": 1.0})  # which no longer counts
+    parts = [rate("generator", generator), rate("encode pool", pool, "15 workers")]
+    gpu = dataclasses.replace(machinery, runner=OnGpu())
+    whole = end_to_end(rows, parts, gpu, 10.0)
+    assert whole.ceiling == pytest.approx(ceiling)  # two frames are encoded for each that is made
+    assert whole.ceiling_of == of
+    assert whole.share == pytest.approx(6.0 / ceiling)
+
+
+def test_a_gpu_has_more_to_do_and_of_what_real_clips_are():
+    full, quick = (workload_for("cuda", quick=q) for q in (False, True))
+    assert len(full.clips.sources) == 102
+    assert (full.recipe.plan.per_action, full.driving_frames) == (10, 80)
+    assert (quick.recipe.plan.per_action * len(quick.actions), quick.driving_frames) == (30, 40)
+    assert full.clips.codec == quick.clips.codec == "h264"
+    small = workload_for("cpu", quick=True)
+    assert (len(small.actions), small.driving_frames, small.clips.codec) == (3, 16, "ffv1")
+    names = {workload_for(d, quick=q).name for d in ("cpu", "cuda") for q in (False, True)}
+    assert len(names) == 4  # clips of one are not taken for another's
 
 
 def test_a_build_is_held_against_the_work_of_its_stages_on_all_cores(machinery):
@@ -190,6 +223,8 @@ def test_a_build_is_counted_to_the_frame(measured):
     ]
     assert "animate: " in report.figures[1].svg
     assert report.bottleneck in stages
+    reached = f"{report.rows[0].share:.0%} of {report.rows[0].ceiling_of}"
+    assert reached in report.remark
 
 
 def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured):
@@ -213,7 +248,7 @@ def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured
     assert shapes["generator", ""] == (4, 3, 64, 64)
     assert shapes["x264", "c23"] == (16, 64, 64, 3)
     without = {stage.name for stage in report.stages if stage.ceiling is None}
-    assert without == {"probe", "source features", "commit"}
+    assert without == {"probe", "source features", "source screen", "commit"}
 
 
 def test_the_generator_is_held_against_its_arithmetic(measured):

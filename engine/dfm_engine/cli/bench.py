@@ -42,7 +42,7 @@ def bench_throughput(
     ] = None,
     fomm_config: FommYaml = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three short clips, the demo weights.")
+        bool, typer.Option("--quick", help="Fewer and shorter clips, the demo weights.")
     ] = False,
     device: Device = "auto",
     backend: Backend = "torch",
@@ -53,19 +53,20 @@ def bench_throughput(
 
     The clips are rendered, so that everybody measures the same.
     """
-    from dfm_bench.stages import FULL, QUICK
+    from dfm_bench.stages import workload_for
     from dfm_bench.throughput import run_bench_throughput
     from dfm_bench.ways import open_ways
-    from dfm_engine.machinery import load_fomm, load_machinery, weights_banner
+    from dfm_engine.machinery import load_fomm, load_machinery, pick_device, weights_banner
 
-    workload = QUICK if quick else FULL
+    where = pick_device(device)
+    workload = workload_for(where, quick=quick)
     building = weights or _bench_weights()
     generating = weights or (building if quick else "random")
     machinery = load_machinery(
         workload.recipe,
         weights=building,
         config=fomm_config,
-        device=device,
+        device=where,
         open_runner=runner_opener(backend, exported),
     )
     fomm = load_fomm(generating, fomm_config)

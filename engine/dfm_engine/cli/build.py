@@ -99,6 +99,7 @@ def build_dataset(
             batch_size=machinery.batch_size,
             threads=machinery.threads,
             reader=machinery.reader,
+            lanes=machinery.lanes,
             stop=stop,
             say=say,
         )
