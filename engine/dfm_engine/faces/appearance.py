@@ -80,7 +80,10 @@ def check_one_person(
     Raises:
         FaceError: `identity-change`.
     """
-    borders = [(*cut_measures(thumbnails, at), at) for at in range(1, len(thumbnails))]
+    colours = [_colours(picture) for picture in thumbnails]
+    borders = [
+        (*cut_measures(thumbnails, at, colours=colours), at) for at in range(1, len(thumbnails))
+    ]
     cuts = [it for it in borders if it[0] > CUT_COLOUR and it[1] < CUT_CORRELATION]
     if cuts:
         distance, correlation, at = max(cuts)  # its neighbours see some of the same change
@@ -93,10 +96,20 @@ def check_one_person(
         )
 
 
-def cut_measures(thumbnails: Sequence[NDArray[np.uint8]], border: int) -> tuple[float, float]:
-    """Colour distance in 0..1 and correlation in -1..1 across the border before a look."""
-    before = np.mean([_colours(t) for t in thumbnails[max(0, border - WINDOW) : border]], axis=0)
-    after = np.mean([_colours(t) for t in thumbnails[border : border + WINDOW]], axis=0)
+def cut_measures(
+    thumbnails: Sequence[NDArray[np.uint8]],
+    border: int,
+    *,
+    colours: Sequence[NDArray[Any]] | None = None,
+) -> tuple[float, float]:
+    """Colour distance in 0..1 and correlation in -1..1 across the border before a look.
+
+    `colours` are those of the thumbnails, where they are known.
+    """
+    if colours is None:
+        colours = [_colours(picture) for picture in thumbnails]
+    before = np.mean(colours[max(0, border - WINDOW) : border], axis=0)
+    after = np.mean(colours[border : border + WINDOW], axis=0)
     distance = float(np.abs(before - after).sum() / 2)
     grey = [t.astype(np.float64).mean(2) for t in (thumbnails[border - 1], thumbnails[border])]
     a, b = (g - g.mean() for g in grey)

@@ -10,8 +10,9 @@ Importing this does not load torch, which cutting needs and looking does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from dfm_engine.clip import Box, DrivingClip, Pixels, SourceClip
 from dfm_engine.errors import MediaError
-from dfm_engine.media.decode import read_frames, read_still
+from dfm_engine.media.decode import read_shown, read_still
 from dfm_engine.recipe import Clips, Limits
 
 if TYPE_CHECKING:
@@ -68,14 +69,19 @@ class ClipRange:
         Raises:
             MediaError: the file does not decode.
         """
+        return (show() for show in self.shown(limits=limits, clips=clips))
+
+    def shown(self, *, limits: Limits, clips: Clips) -> Iterator[Callable[[], NDArray[np.uint8]]]:
+        """Yield what gives each picture of `read`: see `media.decode.read_shown`."""
         if self.is_still:
-            pictures = iter([read_still(self.path, limits=limits)])
+            still = read_still(self.path, limits=limits)
+            pictures = iter([lambda: still])
         else:
-            pictures = read_frames(
+            pictures = read_shown(
                 self.path, fps=clips.fps, limits=limits, start_s=self.start_s, end_s=self.end_s
             )
-        for picture in islice(pictures, clips.max_frames):
-            yield np.ascontiguousarray(picture[:, ::-1]) if self.mirrored else picture
+        for show in islice(pictures, clips.max_frames):
+            yield partial(_mirrored, show) if self.mirrored else show
 
 
 class FrameReader(Protocol):
@@ -119,15 +125,15 @@ class PyavReader:
     def look(
         self, clip: ClipRange, *, every_n: int, limits: Limits, clips: Clips
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """See `FrameReader.look`; holds one picture."""
+        """See `FrameReader.look`; holds one picture, and converts none in vain."""
         index = -1
-        last: NDArray[np.uint8] | None = None
-        for index, picture in enumerate(clip.read(limits=limits, clips=clips)):
+        last: Callable[[], NDArray[np.uint8]] | None = None
+        for index, show in enumerate(clip.shown(limits=limits, clips=clips)):
             if index % every_n == 0:
-                yield index, picture
-            last = picture
+                yield index, show()
+            last = show
         if last is not None and index % every_n:
-            yield index, last
+            yield index, last()
 
     def crop(
         self,
@@ -161,6 +167,10 @@ class PyavReader:
         if not count:
             raise no_frame_after(clip.path, first_frame)
         return frames[:count]
+
+
+def _mirrored(show: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(show()[:, ::-1])
 
 
 def no_frame_after(path: Path, first_frame: int) -> MediaError:

@@ -8,8 +8,9 @@ module needs to know about files. docs/inputs.md states every rule with an examp
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -24,7 +25,7 @@ from dfm_engine.media.still import read_still
 from dfm_engine.media.timeline import resample
 from dfm_engine.recipe import Limits
 
-__all__ = ["NativeFrame", "read_frames", "read_native_frames", "read_still"]
+__all__ = ["NativeFrame", "read_frames", "read_native_frames", "read_shown", "read_still"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,21 +64,38 @@ def read_frames(
     Raises:
         MediaError: kinds in docs/inputs.md; `empty-range` if the range holds no frame.
     """
-    _check_range(path, start_s, end_s)
     if fps is None:
         for native in read_native_frames(path, limits=limits, start_s=start_s, end_s=end_s):
             yield native.rgb
         return
+    for show in read_shown(path, fps=fps, limits=limits, start_s=start_s, end_s=end_s):
+        yield show()
+
+
+def read_shown(
+    path: str | os.PathLike[str],
+    *,
+    fps: float = 25,
+    limits: Limits | None = None,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+) -> Iterator[Callable[[], NDArray[np.uint8]]]:
+    """Yield for each frame of `read_frames` what gives it, for those who need only some of them.
+
+    Converting to RGB takes most of the time of a small H.264 picture. A repeated picture is the
+    same callable again. One gives its frame also after the next was drawn, and at the end.
+    """
+    _check_range(path, start_s, end_s)
     with ClipReader(path, limits=limits) as clip:
         convert = _Convert(clip)
         shown = 0
         last: VideoFrame | None = None
-        rgb: NDArray[np.uint8] | None = None
+        show: Callable[[], NDArray[np.uint8]] | None = None
         timed = clip.pictures()
         for frame in resample(timed, clip.timeline, fps=fps, start_s=start_s, end_s=end_s):
-            if rgb is None or frame is not last:
-                last, rgb = frame, convert(frame)
-            yield rgb
+            if show is None or frame is not last:
+                last, show = frame, functools.cache(functools.partial(convert, frame))
+            yield show
             shown += 1
         if shown == 0:
             raise _empty(clip, start_s)

@@ -102,11 +102,17 @@ def planes(frames: Pixels, landmarks: NDArray[np.floating[Any]]) -> Planes:
     spans = np.linalg.norm(landmarks[:, 1] - landmarks[:, 0], axis=-1)
     factor = max(1, int(np.median(spans) // PX_PER_E))
     height, width = (side // factor * factor for side in frames.shape[1:3])
-    blocks = (height // factor, factor, width // factor, factor)
-    both = np.empty((len(frames), 2, blocks[0], blocks[2]), np.float32)
+    both = np.zeros((len(frames), 2, height // factor, width // factor), np.float32)
     for index, frame in enumerate(frames):  # one at a time: float copies of a clip are large
-        mixed = frame[:height, :width].astype(np.float32) @ MIX  # (H, W, 2)
-        both[index] = mixed.reshape(*blocks, 2).mean((1, 3)).transpose(2, 0, 1)
+        pixels = frame[:height, :width].reshape(-1, 3).astype(np.float32)
+        mixed = (pixels @ MIX).reshape(height, width, 2)
+        # Sums of whole slices: a mean over two axes takes NumPy four times as long.
+        tall = mixed[::factor].copy()  # (h, W, 2)
+        for row in range(1, factor):
+            tall += mixed[row::factor]
+        for column in range(factor):
+            both[index] += tall[:, column::factor].transpose(2, 0, 1)
+    both /= factor * factor
     return Planes(grey=both[:, 0], cool=both[:, 1], axes=face_axes(landmarks / factor))
 
 

@@ -17,6 +17,8 @@ from dfm_engine.errors import FaceError, MediaError
 from dfm_engine.faces.check import check_faces
 from dfm_engine.faces.framing import crop_clip, frame_clip
 from dfm_engine.faces.mtcnn import Face
+from dfm_engine.faces.pictures import ClipRange, PyavReader
+from dfm_engine.media.colour import RgbConverter
 from dfm_engine.media.decode import read_frames
 from dfm_engine.recipe import BuildRecipe, Clips, Faces, Limits, Sources
 from dfm_kernels.crop import crop
@@ -100,6 +102,30 @@ def test_every_nth_frame_and_the_last_are_looked_at(clip: Path) -> None:
     assert {smallest for _, smallest in detector.looked} == {0.6 * 64}
     assert framed.track.looked_at.nonzero()[0].tolist() == [0, 5, 10, 15, 20, 22]
     assert len(framed.track) == len(framed.frames) == FRAMES
+
+
+@pytest.mark.parametrize(("every_n", "most"), [(5, 23), (4, 9), (1, 7), (50, 23)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_looking_shows_the_frames_that_reading_gives_and_converts_no_other(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, every_n: int, most: int, mirrored: bool
+) -> None:
+    clips, limits = Clips(max_frames=most), Limits()
+    wanted = ClipRange(path=clip, mirrored=mirrored)
+    all_frames = list(wanted.read(limits=limits, clips=clips))
+    assert len(all_frames) == most
+    converted: list[object] = []
+
+    def convert(self: RgbConverter, frame: av.VideoFrame, **how: object) -> np.ndarray:
+        converted.append(frame)
+        return plain(self, frame, **how)
+
+    plain = RgbConverter.convert
+    monkeypatch.setattr(RgbConverter, "convert", convert)
+    looked = list(PyavReader().look(wanted, every_n=every_n, limits=limits, clips=clips))
+    assert [index for index, _ in looked] == sorted({*range(0, most, every_n), most - 1})
+    for index, picture in looked:
+        assert np.array_equal(picture, all_frames[index])
+    assert len(converted) == len(looked)
 
 
 def test_the_frames_are_the_one_crop_of_the_union_box(clip: Path) -> None:

@@ -33,6 +33,18 @@ def test_a_closing_eye_loses_its_openness_and_the_other_keeps_it(common):
     np.testing.assert_allclose(right / right[0], 1.0, atol=0.02)
 
 
+@pytest.mark.parametrize(("unit", "factor"), [(40.0, 1), (70.0, 2), (100.0, 3)])
+def test_planes_are_block_means_of_grey_and_cool(unit: float, factor: int):
+    frames, landmarks = draw_clip([{}, {"mouth": 0.2}], unit=unit, size=301)
+    found = patches.planes(frames, landmarks)
+    side = 301 // factor
+    pixels = frames[:, : side * factor, : side * factor].astype(np.float64)
+    means = pixels.reshape(2, side, factor, side, factor, 3).mean((2, 4))
+    np.testing.assert_allclose(found.grey, means @ [0.299, 0.587, 0.114], atol=1e-4)
+    np.testing.assert_allclose(found.cool, means @ [0.0, 0.5, 0.5], atol=1e-4)
+    np.testing.assert_allclose(found.axes.unit, unit / factor, rtol=1e-3)
+
+
 def test_openness_does_not_depend_on_light():
     bright, dim = open_eyes()[0], open_eyes(light=0.5)[0]
     np.testing.assert_allclose(dim / bright, 1.0, atol=0.05)
