@@ -301,6 +301,10 @@ def _backends(facts: MachineFacts) -> Check:
         has_cuda = bool(gpus) and "cuda" in facts.onnxruntime_providers
         usable.append(f"onnxruntime ({'cpu, cuda' if has_cuda else 'cpu'})")
     not_here: list[str] = []
+    if "openvino" in facts.packages:
+        usable.append("openvino (cpu)")
+    else:
+        not_here.append("openvino is not installed")
     rtx = _found(facts.packages, "tensorrt-rtx")
     data_centre = {n for n in _found(facts.packages, "tensorrt-") if n not in rtx}
     for word, found in (("tensorrt", data_centre), ("tensorrt-rtx", rtx)):

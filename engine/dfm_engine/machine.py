@@ -22,6 +22,7 @@ from dfm_engine.nvidia import NvidiaFacts, read_nvidia
 
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "av", "onnxruntime", "onnxruntime-gpu"),
+    "openvino",
     *("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch-tensorrt"),
     *("tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx"),
 )

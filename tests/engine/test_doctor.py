@@ -171,19 +171,19 @@ def test_dali_says_what_it_decodes_here_and_what_keeps_it_from_it() -> None:
 def test_backends_are_those_that_run_here_with_a_reason_for_each_other() -> None:
     assert verdict_of("Backends", GOOD)[:2] == (
         Verdict.PASS,
-        "torch, onnxruntime (cpu, cuda); tensorrt is not installed; "
+        "torch, onnxruntime (cpu, cuda); openvino is not installed; tensorrt is not installed; "
         "tensorrt-rtx does not know compute 9.0, tensorrt does",
     )
     ada = replace(H200, compute_capability=(8, 9))
     both = replace(
         GOOD,
-        packages={**GOOD.packages, "tensorrt-cu13": "10.16.1.11"},
+        packages={**GOOD.packages, "tensorrt-cu13": "10.16.1.11", "openvino": "2025.4.0"},
         nvidia=replace(GOOD_GPU, gpus=(ada,)),
     )
     found = verdict_of("Backends", both)[1]
-    assert found == "torch, onnxruntime (cpu, cuda), tensorrt, tensorrt-rtx"
+    assert found == "torch, onnxruntime (cpu, cuda), openvino (cpu), tensorrt, tensorrt-rtx"
     assert verdict_of("Backends", replace(both, nvidia=NO_GPU))[1] == (
-        "torch, onnxruntime (cpu); tensorrt runs on a GPU; "
+        "torch, onnxruntime (cpu), openvino (cpu); tensorrt runs on a GPU; "
         "tensorrt-rtx builds engines, runs on a GPU"
     )
     assert verdict_of("Backends", replace(GOOD, packages={}))[0] is Verdict.WARN
