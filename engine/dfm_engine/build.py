@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.finish import BuildSummary, finish, quarantined_inputs
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import RunFolder
-from dfm_engine.lanes import Lanes
+from dfm_engine.lanes import Lanes, lane
 from dfm_engine.making import Workshop
 from dfm_engine.naming import Naming
 from dfm_engine.options import BuildOptions, folder_of, list_inputs
@@ -119,7 +120,7 @@ def build_dataset(
             workers=workers,
             meters=meters,
             framers=lanes.frame,
-            device=runner.device,
+            within=partial(lane, runner.device),
         )
         with (
             Ticker(lambda: _preparing_line(looked, clips, meters), enabled=progress),

@@ -12,19 +12,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-import torch
 
 from dfm_engine.clip import Box, DrivingClip, FramedClip, SourceClip
 from dfm_engine.durable import write_durably
 from dfm_engine.errors import FaceError, MediaError
-from dfm_engine.lanes import lane
 from dfm_engine.media.probe import Probe
 from dfm_engine.media.probe_workers import probe_all
 from dfm_engine.overlap import MapAhead
@@ -165,7 +161,7 @@ def prepare_clips(
     workers: int,
     meters: Meters,
     framers: int = 1,
-    device: torch.device | str = "cpu",
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Generator[tuple[SourceClip | DrivingClip, Prepared], None, None]:
     """Look at every clip that `store` does not know yet.
 
@@ -177,7 +173,7 @@ def prepare_clips(
         workers: processes that probe.
         meters: where the time goes.
         framers: clips framed at once, each on one core.
-        device: of the framer's networks.
+        within: entered by each thread that frames.
 
     Yields:
         Each clip with its outcome: first the known ones, then the others in order. Close it where
@@ -224,7 +220,7 @@ def prepare_clips(
         workers=framers,
         depth=LOOK_AHEAD * framers,
         name="frame",
-        within=partial(lane, device),
+        within=within,
     ) as outcomes:
         yield from outcomes
 
