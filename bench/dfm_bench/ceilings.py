@@ -22,6 +22,7 @@ from dfm_engine.animate import AnimationJob, animate_jobs, prepare_driving, prep
 from dfm_engine.clip import QUALITIES, Box, Pixels, Quality
 from dfm_engine.errors import ShortfallError
 from dfm_engine.faces.framing import SEARCH_SHARE, SMALLEST_SEARCH_PX
+from dfm_engine.faces.pictures import ClipRange, PyavReader
 from dfm_engine.fomm.transfer import transfer
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
 from dfm_engine.machinery import Machinery
@@ -48,6 +49,7 @@ class Material:
 
     Attributes:
         paths: real clips, equally long.
+        ranges: the same, as a build reads them.
         pictures: decoded, uint8 (T, H, W, 3) each.
         boxes: of their faces.
         framed: cut to them, as long as the fake.
@@ -57,6 +59,7 @@ class Material:
     """
 
     paths: tuple[Path, ...]
+    ranges: tuple[ClipRange, ...]
     pictures: tuple[Pixels, ...]
     boxes: tuple[Box, ...]
     framed: tuple[Pixels, ...]
@@ -90,6 +93,7 @@ class Material:
         ((_, fake),) = animate_jobs([job], runner=runner, batch_size=machinery.batch_size)
         return cls(
             paths=tuple(clip.path for clip in real),
+            ranges=tuple(ClipRange.of(clip) for clip in real),
             pictures=tuple(np.stack(list(read_frames(clip.path))) for clip in real),
             boxes=tuple(clip.box for clip in framed),
             framed=tuple(clip.frames[: len(fake)] for clip in framed),
@@ -128,6 +132,7 @@ def measure_ceilings(
 
     return (
         *_media_rows(material, timed, command),
+        *_reader_rows(material, machinery, recipe, timed, command),
         *_detector_rows(material, machinery, recipe, timed, command),
         *_model_rows(material, machinery, timed, repeats, command),
         *_encoder_rows(material, machinery, recipe, repeats, scratch, command),
@@ -152,12 +157,13 @@ def stage_core_seconds(rows: Sequence[Row], recipe: BuildRecipe) -> dict[str, fl
 
 def _per_frame(cost: Mapping[tuple[str, str], float], recipe: BuildRecipe) -> dict[str, float]:
     """The cost of a frame in each stage from that of the parts, by name and variant."""
-    decode, crop = cost["decode", ""], cost["crop", ""]
+    # What reads by other means than PyAV is measured as a whole.
+    read = cost.get(("read", ""), cost["decode", ""] + cost["crop", ""])
     return {
         # Two passes over the file; the face is looked for on every n-th frame of the first.
-        "frame": 2 * decode + crop + cost["detect", "search"] / recipe.faces.every_n,
-        "decode": decode + crop,
-        "driving decode": decode + crop,
+        "frame": cost["look", ""] + read + cost["detect", "search"] / recipe.faces.every_n,
+        "decode": read,
+        "driving decode": read,
         "driving keypoints": cost["keypoints", ""],
         "driving screen": cost["detect", "framed"] / recipe.screen.every_n,
         "animate": cost["generator", ""],
@@ -196,6 +202,35 @@ def _media_rows(material: Material, timed: Timed, command: str) -> Iterator[Row]
         shape=shape,
         command=command,
     )
+
+
+def _reader_rows(
+    material: Material, machinery: Machinery, recipe: BuildRecipe, timed: Timed, command: str
+) -> Iterator[Row]:
+    """The two passes of a build's reader over a clip: to look for the face, and to cut it out."""
+    reader, shape = machinery.reader, material.pictures[0].shape
+    limits, clips, size = recipe.limits, recipe.clips, material.fake.shape[1]
+
+    def look(given: tuple[ClipRange, Box]) -> int:
+        every_n = recipe.faces.every_n
+        return sum(1 for _ in reader.look(given[0], every_n=every_n, limits=limits, clips=clips))
+
+    def read(given: tuple[ClipRange, Box]) -> Pixels:
+        clip, box = given
+        return reader.crop(clip, box, size=size, limits=limits, clips=clips, first_frame=0)
+
+    passes: dict[str, Callable[[tuple[ClipRange, Box]], object]] = {"look": look}
+    if not isinstance(reader, PyavReader):  # whose parts are measured above
+        passes["read"] = read
+    for name, call in passes.items():
+        yield Row.of(
+            name,
+            timed(call, list(zip(material.ranges, material.boxes, strict=True))),
+            amount=min(shape[0], clips.max_frames),
+            unit="frames/s",
+            shape=shape,
+            command=command,
+        )
 
 
 def _detector_rows(

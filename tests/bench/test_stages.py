@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from dfm_bench import stages as module
-from dfm_bench.ceilings import stage_ceilings, stage_core_seconds
+from dfm_bench.ceilings import _reader_rows, stage_ceilings, stage_core_seconds
 from dfm_bench.generators import EXACT, Way
 from dfm_bench.measure import Row, StageRow, Timing
 from dfm_bench.rendering import run_bench_render
@@ -31,10 +33,11 @@ from dfm_bench.ways import animate_flops
 from dfm_engine.actions import Action
 from dfm_engine.backends import TorchRunner
 from dfm_engine.build import BuildOptions
-from dfm_engine.clip import DrivingClip
+from dfm_engine.clip import Box, DrivingClip
 from dfm_engine.errors import CheckFailed
 from dfm_engine.faces.framing import frame_clip
 from dfm_engine.faces.mtcnn import Mtcnn
+from dfm_engine.faces.pictures import ClipRange, PyavReader
 from dfm_engine.fomm import initialise
 from dfm_engine.machinery import Machinery
 from dfm_engine.recipe import BuildRecipe, Faces, Screen
@@ -104,14 +107,15 @@ def rate(name: str, frames_per_s: float, variant: str = "") -> Row:
 
 def test_a_stage_has_the_time_of_its_parts_as_ceiling():
     rows = [
-        *(rate("decode", 100), rate("crop", 50), rate("keypoints", 30), rate("generator", 4)),
+        *(rate("decode", 100), rate("crop", 50), rate("look", 200)),
+        *(rate("keypoints", 30), rate("generator", 4)),
         *(rate("detect", 20, "search"), rate("detect", 40, "framed")),
         *(rate("x264", 200, "raw"), rate("x264", 50, "c23"), rate("x264", 100, "c40")),
     ]
     recipe = BuildRecipe(faces=Faces(every_n=5), screen=Screen(every_n=2))
     assert stage_ceilings(rows, recipe) == pytest.approx(
         {
-            "frame": 1 / (0.01 + 0.01 + 0.02 + 0.05 / 5),
+            "frame": 1 / (0.005 + 0.01 + 0.02 + 0.05 / 5),
             "decode": 1 / (0.01 + 0.02),
             "driving decode": 1 / (0.01 + 0.02),
             "driving keypoints": 30,
@@ -121,6 +125,52 @@ def test_a_stage_has_the_time_of_its_parts_as_ceiling():
             "encode": 1 / (0.005 + 0.02 + 0.01),
         }
     )
+
+
+def test_what_another_reader_reads_is_measured_as_a_whole():
+    rows = [
+        *(rate("decode", 100), rate("crop", 50), rate("look", 200), rate("read", 1000)),
+        *(rate("keypoints", 30), rate("generator", 4)),
+        *(rate("detect", 20, "search"), rate("detect", 40, "framed")),
+        *(rate("x264", 200, "raw"), rate("x264", 50, "c23"), rate("x264", 100, "c40")),
+    ]
+    found = stage_ceilings(rows, BuildRecipe(faces=Faces(every_n=5)))
+    assert found["decode"] == found["driving decode"] == pytest.approx(1000)
+    assert found["frame"] == pytest.approx(1 / (0.005 + 0.001 + 0.05 / 5))
+
+
+def test_both_passes_of_another_reader_are_timed_over_the_frames_that_it_gives(measured):
+    (clips,) = measured[0].glob("clips-*")
+    path = next((clips / "real").rglob("*.mkv"))
+    given: list[str] = []
+
+    class Other:
+        name = "other"
+
+        def look(self, clip, **how):
+            given.append("look")
+            return PyavReader().look(clip, **how)
+
+        def crop(self, clip, box, **how):
+            given.append("read")
+            assert PyavReader().crop(clip, box, **how).shape == (16, 64, 64, 3)
+
+    material = SimpleNamespace(
+        ranges=(ClipRange(path=path),),
+        boxes=(Box(8.0, 8.0, 72.0, 72.0),),
+        pictures=(np.zeros((31, 96, 96, 3), np.uint8),),
+        fake=np.zeros((16, 64, 64, 3), np.uint8),
+    )
+
+    def timed(call, inputs):
+        call(inputs[0])
+        return Timing((0.5,))
+
+    for reader, names in ((Other(), ["look", "read"]), (PyavReader(), ["look"])):
+        bench = SimpleNamespace(reader=reader)
+        rows = list(_reader_rows(material, bench, WORKLOAD.recipe, timed, "c"))  # pyright: ignore
+        assert [(row.name, row.rate) for row in rows] == [(name, 32.0) for name in names]
+    assert given == ["look", "read"]
 
 
 TIMINGS = {
@@ -192,7 +242,7 @@ def test_a_build_is_held_against_the_work_of_its_stages_on_all_cores(machinery):
         return Row.of(name, timing, variant=variant, amount=1, unit="frames/s", shape=())
 
     parts = [
-        *(part("decode", 0.01), part("crop", 0.02), part("keypoints", 0.03)),
+        *(part("decode", 0.01), part("crop", 0.02), part("look", 0.01), part("keypoints", 0.03)),
         *(part("generator", 0.5), part("detect", 0.2, "search"), part("detect", 0.4, "framed")),
         *(part("x264", 0.02, "raw"), part("x264", 0.03, "c23"), part("x264", 0.05, "c40")),
     ]
@@ -236,7 +286,7 @@ def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured
             ("generator", "torch fp32"),
             ("generator", "torch fp32"),
         ),
-        *(("decode", ""), ("crop", "")),
+        *(("decode", ""), ("crop", ""), ("look", "")),
         *(("detect", "search"), ("detect", "framed")),
         *(("matrix product", ""), ("keypoints", ""), ("generator", "")),
         *(("x264", "raw"), ("x264", "c23"), ("x264", "c40"), ("encode pool", "1 worker")),
