@@ -19,6 +19,17 @@ from dfm_kernels.coordinates import Points
 from dfm_kernels.crop import crop_taps
 from dfm_kernels.deformation import mix_motions, mix_motions_reference, mix_motions_traffic
 from dfm_kernels.dispatch import STANDARD_FORMS, Traffic
+from dfm_kernels.epilogues import (
+    affine_relu,
+    affine_relu_reference,
+    bias_relu_cat,
+    bias_relu_cat_reference,
+    bias_relu_pool,
+    bias_relu_pool_reference,
+    epilogue_traffic,
+    residual,
+    residual_reference,
+)
 from dfm_kernels.from_yuv import yuv_to_rgb_traffic
 from dfm_kernels.softargmax import soft_argmax, soft_argmax_reference, soft_argmax_traffic
 from dfm_kernels.sparse_motion import (
@@ -150,6 +161,7 @@ def kernel_cases(
             reference=lambda *inputs: warp_backward_reference(*inputs, align_corners=True),
             compiles=False,
         ),
+        *_epilogue_cases(rows, dtype, draw, tolerance),
         KernelCase(
             name="rgb_to_yuv",
             shape=(rows, COLOURS, FRAME, FRAME),
@@ -185,6 +197,82 @@ def kernel_cases(
             reference=lambda frames, taps: _to_rgb(
                 STANDARD_FORMS[torch.ops.dfm.yuv_to_rgb.default], frames, taps, dtype
             ),
+        ),
+    ]
+
+
+def _epilogue_cases(
+    rows: int, dtype: torch.dtype, draw: _Draw, tolerance: float
+) -> list[KernelCase]:
+    """At the sizes of the residual blocks, the last up block, the first down and the last skip."""
+
+    def case(
+        name: str,
+        shape: tuple[int, int, int],  # channels, side, numbers per channel
+        ours: Callable[..., Any],
+        reference: Callable[..., Any],
+        *,
+        read: float,
+        written: float,
+        others: tuple[int, ...] = (),  # channels of more maps
+    ) -> KernelCase:
+        channels, side, numbers = shape
+
+        def inputs(seed: int) -> tuple[Tensor, ...]:
+            source = draw(seed)
+            maps = [source.maps(rows, each, side) - 0.5 for each in (channels, *others)]
+            return (*maps, *(source.numbers(channels) for _ in range(numbers)))
+
+        return KernelCase(
+            name=name,
+            shape=(rows, channels, side, side),
+            dtype=dtype,
+            traffic=epilogue_traffic(
+                rows * channels * side * side,
+                read=read,
+                written=written,
+                element_bytes=dtype.itemsize,
+            ),
+            tolerance=tolerance,
+            draw=inputs,
+            ours=ours,
+            reference=reference,
+        )
+
+    return [
+        case(
+            "residual",
+            (CHANNELS, MOTION, 3),
+            residual,
+            residual_reference,
+            read=2,
+            written=2,
+            others=(CHANNELS,),
+        ),
+        case(
+            "affine_relu",
+            (64, FRAME, 2),
+            affine_relu,
+            affine_relu_reference,
+            read=1,
+            written=1,
+        ),
+        case(
+            "bias_relu_pool",
+            (128, MOTION, 1),
+            bias_relu_pool,
+            bias_relu_pool_reference,
+            read=1,
+            written=0.25,
+        ),
+        case(
+            "bias_relu_cat",
+            (64, MOTION, 1),
+            lambda x, skip, bias: bias_relu_cat(x, bias, skip, channels=112),
+            lambda x, skip, bias: bias_relu_cat_reference(x, bias, skip, 112),
+            read=1 + 48 / 64,
+            written=112 / 64,
+            others=(48,),
         ),
     ]
 
@@ -231,6 +319,9 @@ class _Draw:
     def maps(self, rows: int, channels: int, side: int) -> Tensor:
         values = self._uniform(rows, channels, side, side).to(self.dtype)
         return values.contiguous(memory_format=torch.channels_last)
+
+    def numbers(self, count: int) -> Tensor:
+        return self._uniform(count).to(self.dtype)
 
     def heads(self, rows: int) -> tuple[Tensor, Tensor]:
         """Logits and jacobian maps as one convolution gives them."""

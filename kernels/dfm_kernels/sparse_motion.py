@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfm_kernels.coordinates import (
     Keypoints,
@@ -60,6 +61,7 @@ def sparse_motion_reference(
     *,
     variance: float,
     align_corners: bool,
+    least_channels: int = 0,
 ) -> Tensor:
     """As `sparse_motion`, in torch; half precision is computed in float32."""
     kp_source, kp_driving = widened(kp_source, small.dtype), widened(kp_driving, small.dtype)
@@ -71,7 +73,8 @@ def sparse_motion_reference(
     # The motions of a row are stacked below each other, so the source is not copied K+1 times.
     moved = sample(small.to(motions.dtype), motions.flatten(1, 2), align_corners=align_corners)
     moved = moved.unflatten(2, (motions.shape[1], height)).transpose(1, 2)  # (B, K+1, C, h, w)
-    return torch.cat([heat, moved], dim=2).flatten(1, 2).to(small.dtype)
+    maps = torch.cat([heat, moved], dim=2).flatten(1, 2).to(small.dtype)
+    return F.pad(maps, (0, 0, 0, 0, 0, max(0, least_channels - maps.shape[1])))
 
 
 @jit
@@ -84,6 +87,7 @@ def _sparse_motion_kernel(
     out,
     points,
     channels,
+    out_channels,
     height,
     width,
     minus_half_over_variance,
@@ -110,7 +114,8 @@ def _sparse_motion_kernel(
     to = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]  # output channel
     point = to // (channels + 1) - 1  # -1 is the background
     channel = to % (channels + 1) - 1  # -1 is the heatmap
-    mask = (pixel < pixels) & (to < (points + 1) * (channels + 1))
+    is_map = to < (points + 1) * (channels + 1)  # zeros behind them
+    mask = (pixel < pixels) & is_map
 
     xx, xy, yx, yy, source_x, source_y, driving_x, driving_y = affine_of(
         source + row * source_b,
@@ -143,7 +148,8 @@ def _sparse_motion_kernel(
     heat = tl.exp((from_x * from_x + from_y * from_y) * minus_half_over_variance)
     heat -= tl.exp((away_x * away_x + away_y * away_y) * minus_half_over_variance)
     where = out + row * out_b + to.to(tl.int64) * out_c + pixel.to(tl.int64) * out_p
-    tl.store(where, tl.where(channel < 0, heat, moved), mask=mask)
+    value = tl.where(is_map, tl.where(channel < 0, heat, moved), 0.0)
+    tl.store(where, value, mask=(pixel < pixels) & (to < out_channels))
 
 
 def sparse_motion(
@@ -153,6 +159,7 @@ def sparse_motion(
     *,
     variance: float,
     align_corners: bool,
+    least_channels: int = 0,
 ) -> Tensor:
     """What the dense motion network looks at: K + 1 heatmaps, each before its moved source.
 
@@ -165,6 +172,8 @@ def sparse_motion(
         kp_driving: likewise.
         variance: of the bumps, in units of the grid, squared.
         align_corners: as for `warp`.
+        least_channels: at least so many come out, zeros behind the others: tensor cores want a
+            multiple of 8.
 
     Returns:
         (B, (K+1)*(C+1), h, w) in the dtype of `small`, channels last where that is; computed in
@@ -182,10 +191,21 @@ def sparse_motion(
     source, driving = Points(kp_source.value, kp_source.jacobian), kp_driving
     if runs_kernel(small, *source, driving.value, driving.jacobian):
         return torch.ops.dfm.sparse_motion(
-            small, *source, driving.value, driving.jacobian, variance, align_corners
+            small,
+            *source,
+            driving.value,
+            driving.jacobian,
+            variance,
+            align_corners,
+            least_channels,
         )
     return sparse_motion_reference(
-        small, kp_source, kp_driving, variance=variance, align_corners=align_corners
+        small,
+        kp_source,
+        kp_driving,
+        variance=variance,
+        align_corners=align_corners,
+        least_channels=least_channels,
     )
 
 
@@ -214,12 +234,18 @@ def _sparse_motion(
     driving_jacobian: Tensor | None,
     variance: float,
     align_corners: bool,
+    least_channels: int = 0,
 ) -> Tensor:
     kp_source, kp_driving = Points(source, source_jacobian), Points(driving, driving_jacobian)
     if launches_on(small):
-        return _launch(small, kp_source, kp_driving, variance, align_corners)
+        return _launch(small, kp_source, kp_driving, variance, align_corners, least_channels)
     out = sparse_motion_reference(
-        small, kp_source, kp_driving, variance=variance, align_corners=align_corners
+        small,
+        kp_source,
+        kp_driving,
+        variance=variance,
+        align_corners=align_corners,
+        least_channels=least_channels,
     )
     return like_layout(small, tuple(out.shape), out.dtype).copy_(out)
 
@@ -233,9 +259,11 @@ def _(
     driving_jacobian: Tensor | None,
     variance: float,
     align_corners: bool,
+    least_channels: int = 0,
 ) -> Tensor:
     maps = (source.shape[1] + 1) * (small.shape[1] + 1)
-    return like_layout(small, (small.shape[0], maps, *small.shape[2:]), small.dtype)
+    shape = (small.shape[0], max(maps, least_channels), *small.shape[2:])
+    return like_layout(small, shape, small.dtype)
 
 
 @standard_form(torch.ops.dfm.sparse_motion.default)
@@ -247,6 +275,7 @@ def _(
     driving_jacobian: Tensor | None,
     variance: float,
     align_corners: bool,
+    least_channels: int = 0,
 ) -> Tensor:
     return sparse_motion_reference(
         small,
@@ -254,15 +283,21 @@ def _(
         Points(driving, driving_jacobian),
         variance=variance,
         align_corners=align_corners,
+        least_channels=least_channels,
     )
 
 
 def _launch(
-    small: Tensor, kp_source: Points, kp_driving: Points, variance: float, align_corners: bool
+    small: Tensor,
+    kp_source: Points,
+    kp_driving: Points,
+    variance: float,
+    align_corners: bool,
+    least_channels: int,
 ) -> Tensor:
     rows, channels, height, width = small.shape
     points = kp_source.value.shape[1]
-    maps, pixels = (points + 1) * (channels + 1), height * width
+    maps, pixels = max((points + 1) * (channels + 1), least_channels), height * width
     is_last = is_channels_last(small)
     out = like_layout(small, (rows, maps, height, width), small.dtype)
     if out.numel() == 0:
@@ -282,6 +317,7 @@ def _launch(
             out,
             points,
             channels,
+            maps,
             height,
             width,
             -0.5 / variance,

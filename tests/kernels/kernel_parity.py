@@ -1,22 +1,24 @@
 """The kernels against their references in float64, on the same inputs.
 
 Not collected by itself: `test_kernels.py` runs it with `TRITON_INTERPRET=1` on a CPU (the `slow`
-ones in the slow suite), and natively on a GPU. Outputs are allocated full of NaN (or 255), so an
-element that nobody wrote shows.
+ones in the slow suite), and natively on a GPU.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
-
-import os
-from collections.abc import Iterator
 
 import pytest
 import torch
+from dfmtest_kernels import (  # first of all: see there
+    DEVICE,
+    EPS,
+    ROUNDING,
+    Random,
+    assert_near,
+    double,
+    nothing_is_left_unwritten,
+)
 
-# Operators remember this at their registration; at a first call it imports all of torch.compile.
-torch._disable_dynamo = lambda function, recursive=True: function
-
+# isort: split
 from dfmtest_fomm import make_fomm, pictures, small_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,61 +32,10 @@ from dfm_kernels.sparse_motion import sparse_motion, sparse_motion_reference
 from dfm_kernels.to_yuv import rgb_to_yuv, rgb_to_yuv_reference
 from dfm_kernels.warp import warp, warp_reference
 
-DEVICE = os.environ.get("DFM_KERNEL_DEVICE", "cpu")
-EPS = 2.0**-24  # relative error of one rounding in float32
-ROUNDING = {torch.float32: EPS, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+__all__ = ["nothing_is_left_unwritten"]
+
 SLOW = pytest.mark.slow
 BOTH = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "edges"])
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_unwritten() -> Iterator[None]:
-    """`torch.empty` gives NaN (255 in bytes); and the kernels do run."""
-    assert DEVICE == "cuda" or dispatch.INTERPRETED
-    torch._C._set_deterministic_algorithms(True, warn_only=True)  # the public way takes seconds
-    assert torch.empty(3).isnan().all()
-    yield
-    torch._C._set_deterministic_algorithms(False)
-
-
-class Random:
-    """Seeded tensors on the device, from numbers drawn on the CPU."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        draw = torch.rand(shape, generator=self.generator)
-        return (low + (high - low) * draw).to(DEVICE)
-
-    def keypoints(self, rows: int, points: int, *, jacobian: bool = True) -> Points:
-        value = self.uniform(rows, points, 2, low=-0.9, high=0.9)
-        if not jacobian:
-            return Points(value, None)
-        noise = self.uniform(rows, points, 2, 2, low=-0.3, high=0.3)
-        return Points(value, torch.eye(2, device=DEVICE) + noise)
-
-    def bytes(self, *shape: int) -> Tensor:
-        return torch.randint(256, shape, generator=self.generator, dtype=torch.uint8).to(DEVICE)
-
-
-def double(points: Points) -> Points:
-    return Points(
-        points.value.double(), None if points.jacobian is None else points.jacobian.double()
-    )
-
-
-def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str = "") -> None:
-    assert found.shape == wanted.shape, f"{what}: {found.shape} against {wanted.shape}"
-    error = (found.double() - wanted.double()).abs().nan_to_num(nan=float("inf"))
-    if not error.numel() or error.max() <= tolerance:
-        return
-    worst = int(error.argmax())
-    index = tuple(map(int, torch.unravel_index(torch.tensor(worst), error.shape)))
-    pytest.fail(
-        f"{what}: off by {error.max():.3g} at {index}, {found.flatten()[worst]:.7g} against "
-        f"{wanted.flatten()[worst]:.7g}; allowed {tolerance:.3g}"
-    )
 
 
 def sampling_tolerance(
@@ -263,6 +214,22 @@ def test_sparse_motion_is_its_reference(
     assert found.is_contiguous(
         memory_format=torch.channels_last if layout == "last" else torch.contiguous_format
     )
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_sparse_motion_writes_zeros_behind_its_maps(layout: str) -> None:
+    random = Random(8)
+    small = random.uniform(2, 3, 6, 8)
+    if layout == "last":
+        small = small.contiguous(memory_format=torch.channels_last)
+    source, driving = random.keypoints(2, 4), random.keypoints(2, 4)
+    wanted = sparse_motion(small, source, driving, variance=0.01, align_corners=True)
+    found = sparse_motion(
+        small, source, driving, variance=0.01, align_corners=True, least_channels=24
+    )
+    assert torch.equal(found[:, :20], wanted)
+    assert found[:, 20:].shape[1] == 4
+    assert found[:, 20:].abs().max() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=SLOW)])

@@ -14,6 +14,7 @@ from dfm_kernels.aot import compiling_for
 from dfm_kernels.coordinates import Points
 from dfm_kernels.deformation import mix_motions
 from dfm_kernels.dispatch import INTERPRETED, launches_on
+from dfm_kernels.epilogues import affine_relu, bias_relu_cat, bias_relu_pool, residual
 from dfm_kernels.from_yuv import yuv_to_rgb
 from dfm_kernels.softargmax import soft_argmax
 from dfm_kernels.sparse_motion import sparse_motion
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton interprets here")
 
 KERNELS = {
     *("_soft_argmax_kernel", "_sparse_motion_kernel", "_mix_motions_kernel", "_warp_kernel"),
-    *("_warp_backward_kernel", "_rgb_to_yuv_kernel", "_yuv_to_rgb_kernel"),
+    *("_warp_backward_kernel", "_rgb_to_yuv_kernel", "_yuv_to_rgb_kernel", "_affine_relu_kernel"),
+    *("_bias_relu_pool_kernel", "_bias_relu_cat_kernel", "_residual_kernel"),
 }
 
 
@@ -63,6 +65,10 @@ def test_sizes_of_one_compile_too() -> None:
         mix_motions(torch.zeros(1, 2, 1, 1), one, points, points)
         soft_argmax(one, torch.zeros(1, 4, 1, 1), temperature=0.1)
         rgb_to_yuv(torch.zeros(1, 3, 2, 2))
+        affine_relu(one, None, one.flatten())
+        bias_relu_pool(torch.zeros(1, 1, 2, 2), one.flatten())
+        bias_relu_cat(one, one.flatten(), one)
+        residual(one, one, *[one.flatten()] * 3)
         yuv_to_rgb(torch.zeros(1, 3, 2, dtype=torch.uint8), boxes=torch.ones(4).cumsum(0), size=1)
     assert {kernel.name for kernel in compiled} == KERNELS
 
@@ -75,8 +81,8 @@ def test_every_kernel_compiles_for_production_without_spilling(architecture: int
             for case in kernel_cases(2, device="cpu", dtype=dtype):
                 launch(case)
     assert {kernel.name for kernel in found} == KERNELS
-    # Two yuv_to_rgb (whole, cropped) and six others, in three types.
-    assert len(found) == 3 * 8
+    # Two yuv_to_rgb (whole, cropped) and ten others, in three types.
+    assert len(found) == 3 * 12
     for kernel in found:
         assert kernel.target.startswith(f"sm_{architecture}")
         # 80 registers leave room for 6 programs of 128 threads on a multiprocessor, 128 for 4.

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-PARITY = Path(__file__).with_name("kernel_parity.py")
-FAST, ALL = 37, 57  # of them; fewer means that some were not found
+PARITY = [Path(__file__).with_name(name) for name in ("kernel_parity.py", "epilogue_parity.py")]
+FAST, ALL = 79, 120  # of them; fewer means that some were not found
 
 
 def run_parity(marked: str, **environment: str) -> str:
     """The parity tests in a process of their own: Triton decides at import how it runs."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(PARITY)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, *PARITY],
         env={**os.environ, **environment},
-        cwd=PARITY.parents[2],
+        cwd=PARITY[0].parents[2],
         capture_output=True,
         text=True,
     )

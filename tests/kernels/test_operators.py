@@ -15,6 +15,7 @@ from dfm_kernels.coordinates import Points
 from dfm_kernels.crop import crop_taps
 from dfm_kernels.deformation import mix_motions
 from dfm_kernels.dispatch import STANDARD_FORMS, launching_anywhere
+from dfm_kernels.epilogues import affine_relu, bias_relu_cat, residual
 from dfm_kernels.from_yuv import yuv_to_rgb
 from dfm_kernels.softargmax import soft_argmax
 from dfm_kernels.sparse_motion import sparse_motion
@@ -48,6 +49,7 @@ def jacobians(rows: int, points: int, seed: int) -> Tensor:
 
 
 POINTS = (draw(2, 3, 2), jacobians(2, 3, 1), draw(2, 3, 2, seed=2), jacobians(2, 3, 3))
+NUMBERS = draw(4, seed=4)
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "warp": (OPS.warp.default, (draw(2, 4, 5, 6), grid(2, 7, 8), draw(2, 1, 7, 8), True)),
     "warp, last": (OPS.warp.default, (draw(2, 4, 5, 6, last=True), grid(2, 7, 8), None, False)),
@@ -74,6 +76,17 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rgb_to_yuv, bytes": (
         OPS.rgb_to_yuv.default,
         ((draw(2, 6, 8, 3) * 255).to(torch.uint8), "i420"),
+    ),
+    "affine_relu": (OPS.affine_relu.default, (draw(2, 4, 5, 6, last=True), None, NUMBERS)),
+    "affine_relu, first": (OPS.affine_relu.default, (draw(2, 4, 5, 6), NUMBERS, NUMBERS)),
+    "bias_relu_pool": (OPS.bias_relu_pool.default, (draw(2, 4, 5, 6, last=True), NUMBERS)),
+    "bias_relu_cat": (
+        OPS.bias_relu_cat.default,
+        (draw(2, 4, 5, 6, last=True), NUMBERS, draw(2, 3, 5, 6, last=True), 8),
+    ),
+    "residual": (
+        OPS.residual.default,
+        (draw(2, 4, 5, 6, last=True), draw(2, 4, 5, 6, last=True), NUMBERS, NUMBERS, NUMBERS),
     ),
     "yuv_to_rgb": (
         OPS.yuv_to_rgb.default,
@@ -261,6 +274,15 @@ def _leaves(outputs: Any) -> list[Tensor]:
             r"\(B, K\+1, H, W\)",
         ),
         (lambda: soft_argmax(draw(2, 3, 4, 4), draw(2, 5, 4, 4), temperature=0.1), "jacobian map"),
+        (lambda: affine_relu(draw(2, 3, 4, 4), None, NUMBERS), "3 channels need as many numbers"),
+        (
+            lambda: bias_relu_cat(draw(2, 4, 4, 4), NUMBERS, draw(2, 4, 4, 5)),
+            "the skip must be torch.float32 of the size",
+        ),
+        (
+            lambda: residual(draw(2, 4, 4, 4), draw(2, 3, 4, 4), NUMBERS, NUMBERS, NUMBERS),
+            "the update must be",
+        ),
         (lambda: rgb_to_yuv(draw(1, 3, 5, 4)), "even sides"),
         (lambda: rgb_to_yuv(draw(1, 4, 4, 4)), r"\(B, 3, H, W\)"),
         (lambda: yuv_to_rgb(frames().float()), "uint8"),
