@@ -21,7 +21,8 @@ from dfm_export.graphs import fomm_graphs
 from dfm_export.models import Opening, open_fomm_runner
 from dfm_export.precision import plan_of
 from dfm_export.provide import ExportCache, provide_fomm
-from dfm_export.runners import CompiledTorchGraph, GraphRunner, TorchGraph
+from dfm_export.runners import CompiledTorchGraph, GraphRunner
+from dfm_export.throughput_runner import ThroughputRunner
 from dfm_export.to_tensorrt import BuildSettings, Profile
 
 __all__ = ["animate_flops", "open_ways"]
@@ -88,14 +89,15 @@ def open_ways(
     rewritten = animate_flops(folded)
     add("torch fp32, rewritten", "fp32", rewritten, lambda: folded)
     if kind == "cuda":
-        for compiled in (False, True):
-            name = "torch.compile" if compiled else "torch"
-            add(
-                f"{name} fp16_islands",
-                "fp16_islands",
-                rewritten,
-                functools.partial(_mixed, fomm, device, compiled=compiled),
-            )
+        half = ThroughputRunner(copy.deepcopy(fomm), device=device)
+        executed = animate_flops(half, half.unrecorded)
+        add("torch fp16_islands, recorded", "fp16_islands", executed, lambda: half)
+        add(
+            "torch.compile fp16_islands",
+            "fp16_islands",
+            rewritten,
+            functools.partial(_compiled, fomm, device),
+        )
     for runtime, precision in (QUICK_EXPORTED if quick else EXPORTED)[kind]:
         is_plain = precision == "int8_wide"  # its up blocks are not rewritten
         add(
@@ -119,12 +121,17 @@ def open_ways(
     return ways, left
 
 
-def animate_flops(runner: Runner) -> float:
-    """Of one frame of `animate`, as a runner of torch modules executes it."""
+def animate_flops(runner: Runner, animate: Callable[..., object] | None = None) -> float:
+    """Of one frame of `animate`, as a runner of torch modules executes it.
+
+    Args:
+        runner: gives features and keypoints.
+        animate: what it executes, where its own `animate` replays that.
+    """
     image = torch.zeros(1, 3, *runner.frame_size, device=runner.device)
     features, found = runner.source(image), runner.keypoints(image)
     moved = Keypoints(found.value + 0.01, found.jacobian)
-    return count_flops(functools.partial(runner.animate, features, found, moved))
+    return count_flops(functools.partial(animate or runner.animate, features, found, moved))
 
 
 def _exported(
@@ -138,12 +145,11 @@ def _exported(
     )
 
 
-def _mixed(fomm: Fomm, device: torch.device, *, compiled: bool) -> Runner:
-    """The modules that an export would write, run by torch."""
+def _compiled(fomm: Fomm, device: torch.device) -> Runner:
+    """The modules that an export would write, compiled by torch."""
     graphs = fomm_graphs(fomm, plan_of("fomm", "fp16_islands"))
-    make = CompiledTorchGraph if compiled else TorchGraph
     runners: dict[str, GraphRunner] = {
-        name: make(graph, graph.spec, device=device, precision="fp16_islands")
+        name: CompiledTorchGraph(graph, graph.spec, device=device, precision="fp16_islands")
         for name, graph in graphs.items()
     }
     return FommGraphsRunner(runners, weights_sha256=fomm.weights_sha256)

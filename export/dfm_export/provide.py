@@ -2,7 +2,8 @@
 
 An export made on the way is kept in the user's cache by what it was made from (weights,
 architecture, precision, versions, and the code that writes graphs), so the next command finds it.
-It passes the same gates as `dfm-engine export`. Precision is fp32 unless the folder says otherwise.
+It passes the same gates as `dfm-engine export`. Precision is what the folder says, else what the
+command says, else fp32.
 """
 
 from __future__ import annotations
@@ -52,33 +53,43 @@ def provide_fomm(
     backend: str,
     device: str,
     batch_size: int,
+    precision: str = "fp32",
     exported: Path | None = None,
     cache: ExportCache | None = None,
     say: Said = lambda text: None,
 ) -> Runner | None:
-    """The runner of a FOMM, or None where the backend is torch: then the caller's own serves.
+    """The runner of a FOMM, or None for torch in float32: then the caller's own serves.
 
     Args:
         fomm: as loaded, in float32 on the CPU; only read.
         backend: of the command line; a resolved one or auto.
         device: cpu or cuda.
         batch_size: rows of a call; the most that an engine is built for.
+        precision: a plan's name; torch itself has fp32, and on a GPU fp16_islands.
         exported: a folder of `dfm-engine export fomm`; None: export into the cache.
         cache: of exports; None: the user's.
         say: told what a person wants to read.
 
     Raises:
-        UsageError: no such backend, or a folder with other weights or another sampling.
+        UsageError: no such backend or precision, or a folder with other weights, another precision
+            or another sampling.
+        CheckFailed: the precision costs more than its gate allows.
         DfmError: as `models.open_fomm_runner` and `run_export.export_fomm`.
     """
+    plan = plan_of("fomm", precision)
     chosen = choose_backend(backend, device, say=say)
     if chosen == "torch":
         _refuse_folder(exported, chosen)
-        return None
+        return _of_torch(fomm, device, plan, say)
     if exported is None:
-        artifact = (cache or ExportCache()).fomm(fomm, plan_of("fomm", "fp32"), say=say)
+        artifact = (cache or ExportCache()).fomm(fomm, plan, say=say)
     else:
         artifact = open_artifact(exported)
+        if plan.is_mixed and artifact.precision != precision:
+            raise UsageError(
+                f"the export {artifact.path} is {artifact.precision}, the command says "
+                f"--precision {precision}; leave that out, or export such a one"
+            )
         _check_weights(artifact, fomm.weights_sha256)
         if artifact.align_corners != fomm.align_corners:
             raise UsageError(
@@ -198,6 +209,19 @@ class ExportCache:
                 folder.mkdir(parents=True)
             say("exporting to ONNX, once; the cache keeps it")
             return export(folder)
+
+
+def _of_torch(fomm: Fomm, device: str, plan: Plan, say: Said) -> Runner | None:
+    if not plan.is_mixed:
+        return None
+    if plan.quantised is not None:
+        raise UsageError(
+            f"--precision {plan.name} runs by --backend onnxruntime, openvino or tensorrt, not by "
+            "torch"
+        )
+    from dfm_export.throughput_runner import open_throughput_runner
+
+    return open_throughput_runner(fomm, device, say=say)
 
 
 def _opening(backend: str, device: str, batch_size: int) -> Opening:

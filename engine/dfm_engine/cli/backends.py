@@ -29,11 +29,20 @@ Exported = Annotated[
 ]
 
 
-def runner_opener(backend: str, exported: Path | None) -> OpenRunner:
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Of the generator: fp32 (the reference); fp16_islands, for GPUs; int8 or int8_wide, "
+        "by onnxruntime or openvino. All but fp32 pass a gate first: 45 dB in the worst frame."
+    ),
+]
+
+
+def runner_opener(backend: str, exported: Path | None, precision: str = "fp32") -> OpenRunner:
     """For `load_machinery`: what opens the animation model's runner."""
 
     def open_runner(model: Fomm, device: str, batch_size: int) -> Runner | None:
-        if backend == "torch" and exported is None:
+        if (backend, precision, exported) == ("torch", "fp32", None):
             return None
         from dfm_export.provide import provide_fomm
 
@@ -42,6 +51,7 @@ def runner_opener(backend: str, exported: Path | None) -> OpenRunner:
             backend=backend,
             device=device,
             batch_size=batch_size,
+            precision=precision,
             exported=exported,
             say=say,
         )

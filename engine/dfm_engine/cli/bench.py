@@ -46,6 +46,13 @@ def bench_throughput(
     ] = False,
     device: Device = "auto",
     backend: Backend = "torch",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the build's generator, as for build-dataset; default fp16_islands on a GPU, "
+            "fp32 on a CPU."
+        ),
+    ] = None,
     exported: Exported = None,
     as_json: Json = False,
 ) -> None:
@@ -60,6 +67,7 @@ def bench_throughput(
 
     where = pick_device(device)
     workload = workload_for(where, quick=quick)
+    precision = precision or ("fp16_islands" if where == "cuda" else "fp32")
     building = weights or _bench_weights()
     generating = weights or (building if quick else "random")
     machinery = load_machinery(
@@ -67,7 +75,7 @@ def bench_throughput(
         weights=building,
         config=fomm_config,
         device=where,
-        open_runner=runner_opener(backend, exported),
+        open_runner=runner_opener(backend, exported, precision),
     )
     fomm = load_fomm(generating, fomm_config)
     ways, left = open_ways(
@@ -87,7 +95,8 @@ def bench_throughput(
         command=_bench_command(
             "throughput", weights, fomm_config, quick=quick, device=machinery.runner.device.type
         )
-        + ("" if backend == "torch" else f" --backend {backend}"),
+        + ("" if backend == "torch" else f" --backend {backend}")
+        + f" --precision {precision}",
         remark="\n\n".join(part for part in (weights_banner(building), *left) if part),
     )
     result.print()

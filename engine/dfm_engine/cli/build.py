@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dfm_engine.cli.backends import Backend, Exported, runner_opener
+from dfm_engine.cli.backends import Backend, Exported, Precision, runner_opener
 from dfm_engine.cli.common import (
     Decode,
     Device,
@@ -48,6 +48,7 @@ def build_dataset(
     device: Device = "auto",
     decode: Decode = "auto",
     backend: Backend = "torch",
+    precision: Precision = "fp32",
     exported: Exported = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be made; write nothing.")
@@ -88,7 +89,7 @@ def build_dataset(
             config=fomm_config,
             device=device,
             decode=decode,
-            open_runner=runner_opener(backend, exported),
+            open_runner=runner_opener(backend, exported, precision),
         )
         summary = build(
             options,

@@ -9,6 +9,9 @@
   the small map every output has 2x2 taps, another 2x2 for each of the four sub-pixel positions: 4
   products instead of 9. The four convolutions side by side are one transposed convolution, 4x4,
   stride 2, padding 1; zero padding on the small map gives what it gave on the large one.
+- A convolution to a few channels leaves tensor cores idle, which compute eight at least. All s x s
+  pixels of a block as channels of their own, from the (k + s - 1)^2 pixels that the block looks at,
+  are one convolution of stride s: more products, of which the cores do not wait for any.
 - Convolutions that read one map are one convolution.
 
 Equal up to rounding; sums of weights are taken in float64.
@@ -27,7 +30,7 @@ from dfm_engine.fomm.blocks import DownBlock, ResBlock, SameBlock, UpBlock
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.norms import ChannelAffine, bias_of, fold_norm
 
-__all__ = ["SubpixelUpBlock", "fold", "merge_convolutions"]
+__all__ = ["PixelBlockConv", "SubpixelUpBlock", "fold", "merge_convolutions"]
 
 
 class SubpixelUpBlock(nn.Module):
@@ -58,6 +61,50 @@ class SubpixelUpBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
         return F.relu(self.conv(x))
+
+
+class PixelBlockConv(nn.Module):
+    """A convolution of stride 1 that keeps its map's size, computed a block of pixels at a time.
+
+    Args:
+        convolution: k x k, dense, padding k // 2, k odd.
+        side: of a block, in pixels; divides height and width of every map that comes.
+        channels_in: of the maps that come, where they have zeros behind those of the convolution.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, side: int, *, channels_in: int = 0) -> None:
+        super().__init__()
+        weight = convolution.weight.detach()
+        size = weight.shape[2]
+        dense = weight.shape[2] == weight.shape[3] and convolution.groups == 1
+        kept = convolution.padding == (size // 2, size // 2) and convolution.stride == (1, 1)
+        if not dense or not kept or size % 2 == 0:
+            raise ShapeError(
+                f"a block of pixels takes a dense k x k convolution that keeps the size, got "
+                f"{convolution}"
+            )
+        self.side = side
+        channels_in = max(channels_in, weight.shape[1])
+        self.conv = nn.Conv2d(
+            channels_in,
+            side * side * len(weight),
+            size + side - 1,
+            stride=side,
+            padding=size // 2,
+        ).to(weight)
+        # Channel (c, a, b), as pixel_shuffle reads it: the kernel moved to pixel (a, b).
+        moved = weight.new_zeros(len(weight), side, side, channels_in, *self.conv.kernel_size)
+        for a in range(side):
+            for b in range(side):
+                moved[:, a, b, : weight.shape[1], a : a + size, b : b + size] = weight
+        with torch.no_grad():
+            self.conv.weight.copy_(moved.flatten(0, 2))
+            assert self.conv.bias is not None
+            self.conv.bias.copy_(bias_of(convolution).repeat_interleave(side * side))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        return F.pixel_shuffle(self.conv(x), self.side)
 
 
 def fold(fomm: Fomm, *, subpixel: bool = False) -> Fomm:
