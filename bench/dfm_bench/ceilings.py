@@ -38,6 +38,9 @@ from dfm_kernels.crop import Cropper
 
 __all__ = ["Machinery", "Material", "measure_ceilings", "stage_ceilings", "stage_core_seconds"]
 
+STAGE_ALONE = "stage alone"
+"""What rows of a whole stage are called; their variant is the stage."""
+
 CLIPS = 4  # real clips that the measurements rotate through
 DETECT_FRAMES = 16  # frames per detector call
 COMMENT = provenance_comment({"synthetic": True})
@@ -150,9 +153,15 @@ def stage_ceilings(rows: Sequence[Row], recipe: BuildRecipe) -> dict[str, float]
 
 
 def stage_core_seconds(rows: Sequence[Row], recipe: BuildRecipe) -> dict[str, float]:
-    """Core-seconds per frame of each stage of a build, its parts measured alone; on a CPU."""
+    """Core-seconds per frame of each stage of a build, measured alone; on a CPU.
+
+    Args:
+        rows: of the parts, and of stages as a whole (`stages_alone`), which go before their parts.
+        recipe: of the build.
+    """
     cost = {(row.name, row.variant): row.core_s for row in rows if row.core_s is not None}
-    return _per_frame(cost, recipe)
+    whole = {variant: seconds for (name, variant), seconds in cost.items() if name == STAGE_ALONE}
+    return _per_frame(cost, recipe) | whole
 
 
 def _per_frame(cost: Mapping[tuple[str, str], float], recipe: BuildRecipe) -> dict[str, float]:

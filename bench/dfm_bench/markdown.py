@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dfm_bench.measure import Row, StageRow
 
-__all__ = ["markdown_rows", "markdown_stages", "number", "table"]
+__all__ = [
+    "QUEUE_HEADER",
+    "markdown_queues",
+    "markdown_rows",
+    "markdown_stages",
+    "number",
+    "queue_lines",
+    "table",
+]
+
+QUEUE_HEADER = ("queue", "room", "waiting, mean", "peak")
 
 
 def markdown_rows(rows: Iterable[Row]) -> str:
@@ -50,6 +60,19 @@ def markdown_stages(stages: Iterable[StageRow]) -> str:
         ],
         right=(1, 2, 3, 4, 5, 6, 7),
     )
+
+
+def markdown_queues(queues: Mapping[str, Mapping[str, float]]) -> str:
+    """A Markdown table of the queues between the stages."""
+    return table(QUEUE_HEADER, queue_lines(queues), right=(1, 2, 3))
+
+
+def queue_lines(queues: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
+    """A line for each queue."""
+    return [
+        (name, f"{fill['room']}", f"{fill['mean']:.2f}", f"{fill['peak']}")
+        for name, fill in queues.items()
+    ]
 
 
 def table(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from dfm_bench.markdown import number
+from dfm_bench.markdown import QUEUE_HEADER, number, queue_lines
 from dfm_bench.measure import Row, StageRow
 from dfm_bench.outlook import Outlook
 from dfm_engine.report import charts
@@ -137,8 +137,15 @@ def _stages(report: BenchReport) -> Markup:
         [
             _card(charts.bars(bars, what=caption), caption),
             element("div", table(header, lines, caption="Work per stage"), class_="card"),
+            *([_queues(report.queues)] if report.queues else []),
         ]
     )
+
+
+def _queues(queues: Mapping[str, Mapping[str, float]]) -> Markup:
+    caption = "A full queue holds up the stage before it, an empty one the stage behind it"
+    shown = table(QUEUE_HEADER, queue_lines(queues), caption=caption)
+    return element("div", shown, class_="card")
 
 
 def _outlook(found: Outlook) -> Markup:

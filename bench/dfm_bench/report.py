@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dfm_bench import page
 from dfm_bench.facts import Facts
-from dfm_bench.markdown import markdown_rows, markdown_stages
+from dfm_bench.markdown import markdown_queues, markdown_rows, markdown_stages
 from dfm_bench.measure import Row, StageRow
 from dfm_bench.outlook import Outlook
 from dfm_engine.durable import write_durably
@@ -39,6 +40,7 @@ class BenchReport:
         facts: on what.
         rows: rates.
         stages: of the run that was timed, if any.
+        queues: between them: room, items waiting on average and at most.
         bottleneck: the stage that held it back.
         remark: what a reader has to know about the numbers; a line is a paragraph.
         figures: plots of the page.
@@ -51,6 +53,7 @@ class BenchReport:
     facts: Facts
     rows: tuple[Row, ...]
     stages: tuple[StageRow, ...] = ()
+    queues: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     bottleneck: str | None = None
     remark: str = ""
     figures: tuple[Figure, ...] = ()
@@ -70,6 +73,7 @@ class BenchReport:
         if self.stages:
             parts += [markdown_stages(self.stages)]
             parts += [f"The bottleneck is `{self.bottleneck}`."] if self.bottleneck else []
+        parts += [markdown_queues(self.queues)] if self.queues else []
         parts += [markdown_rows(self.rows), f"`{self.command}`: {self.facts.sentence()}."]
         parts += [self.outlook.markdown()] if self.outlook else []
         parts += [self.remark] if self.remark else []
@@ -90,6 +94,7 @@ class BenchReport:
             "bottleneck": self.bottleneck,
             "remark": self.remark,
             "stages": [stage.to_json() for stage in self.stages],
+            "queues": {name: dict(fill) for name, fill in self.queues.items()},
             "rows": [row.to_json() for row in self.rows],
             "outlook": self.outlook.to_json() if self.outlook else None,
         }

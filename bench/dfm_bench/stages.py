@@ -87,7 +87,7 @@ class Workload:
 
 _QUICK_ACTIONS = (Action.SMILE, Action.NOD, Action.OPEN_MOUTH)
 _WORKLOADS: dict[tuple[str, bool], Workload] = {
-    ("cpu", False): Workload(),
+    ("cpu", False): Workload(per_action=2),
     ("cpu", True): Workload(actions=_QUICK_ACTIONS, driving_frames=16, repeats=3),
     # A GPU makes all of that in a second: what is measured must outlast the start.
     ("cuda", False): Workload(driving_frames=80, per_action=10, codec="h264"),
@@ -220,7 +220,7 @@ def cores_row(
 
     Args:
         stages: of the build.
-        parts: measured alone.
+        parts: measured alone, and whole stages (`stages_alone`).
         recipe: of the build.
         machinery: what it was built with.
         wall_s: of the build.

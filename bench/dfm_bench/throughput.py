@@ -33,6 +33,7 @@ from dfm_bench.stages import (
     stage_rows,
     timed_build,
 )
+from dfm_bench.stages_alone import measure_stages_alone
 from dfm_engine.build import BuildOptions
 from dfm_engine.fomm.model import Fomm
 from dfm_engine.machinery import Machinery
@@ -81,19 +82,32 @@ def run_bench_throughput(
             out=Path(folder) / "set",
             banner=remark,
         )
+        material = Material.gather(options, machinery)
         parts = measure_ceilings(
-            Material.gather(options, machinery),
+            material,
             machinery,
             workload.recipe,
             repeats=workload.repeats,
             scratch=Path(folder),
             command=command,
         )
+        alone = (
+            measure_stages_alone(
+                options,
+                material,
+                machinery,
+                repeats=workload.repeats,
+                scratch=Path(folder),
+                command=command,
+            )
+            if device.type == "cpu"
+            else ()
+        )
         summary, wall_s = timed_build(options, machinery, progress=progress)
     stages = stage_rows(summary.timings, wall_s, stage_ceilings(parts, workload.recipe))
     whole = [end_to_end(stages, parts, machinery, wall_s)]
     if device.type == "cpu":
-        whole.append(cores_row(stages, parts, workload.recipe, machinery, wall_s))
+        whole.append(cores_row(stages, (*parts, *alone), workload.recipe, machinery, wall_s))
     report = BenchReport(
         verb="throughput",
         command=command,
@@ -103,8 +117,10 @@ def run_bench_throughput(
             *(dataclasses.replace(row, command=command) for row in whole),
             *generated,
             *parts,
+            *alone,
         ),
         stages=stages,
+        queues=summary.queues,
         bottleneck=bottleneck(stages),
         remark="\n\n".join(
             part for part in (remark, _reached(whole[0]), _speedups(generated), *found) if part

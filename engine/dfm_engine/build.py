@@ -179,7 +179,10 @@ def build_dataset(
             meters.queues["encode"] = lambda: (encoders.queued, QUEUE_CLIPS)
             before = len(workshop.committed)
             pace = _Pace(meters.wall_s)
-            with Ticker(lambda: _making_line(planner, meters, encoders, pace), enabled=progress):
+            with (
+                meters.watched(),
+                Ticker(lambda: _making_line(planner, meters, encoders, pace), enabled=progress),
+            ):
                 _make(planner, workshop, pace, stop)
             encoders.take_times(meters)
         made = len(workshop.committed) - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import sys
@@ -45,6 +46,7 @@ class BuildSummary:
         made: clips that this run made; the others were there.
         warnings: sentences for a person.
         timings: per stage, from `Meters`.
+        queues: between the stages: room, items waiting on average and at most, likewise.
         spans: when each stage was busy, likewise; for a picture, not for run.json.
         problem: why the run counts as short, or None.
     """
@@ -60,6 +62,7 @@ class BuildSummary:
     made: int
     warnings: tuple[str, ...] = ()
     timings: Mapping[str, Any] = field(default_factory=dict)
+    queues: Mapping[str, Any] = field(default_factory=dict)
     spans: Sequence[tuple[str, float, float]] = ()
     problem: str | None = None
 
@@ -96,6 +99,7 @@ class BuildSummary:
             "made": self.made,
             "warnings": list(self.warnings),
             "timings": dict(self.timings),
+            "queues": dict(self.queues),
             "problem": self.problem,
             "exit_code": self.exit_code,
         }
@@ -139,6 +143,7 @@ def finish(
         made=made,
         warnings=(*inputs.warnings, *_absent_actions(planner), *_empty_parts(rows, options.recipe)),
         timings=meters.to_json(),
+        queues=meters.queues_to_json(),
         spans=tuple(meters.spans),
         problem=_problem(options, inputs, len(kept), short, refused_inputs, markers),
     )
@@ -154,8 +159,12 @@ def finish(
             if driving_signals
             else None
         )
-        _write_report(options, summary, planner, rows, quarantine, meters, confusion)
-        folder.write_run(reported=facts["tables"])
+        with meters.busy("report"):
+            _write_report(options, summary, planner, rows, quarantine, meters, confusion)
+        summary = dataclasses.replace(summary, timings=meters.to_json(), spans=tuple(meters.spans))
+        folder.write_run(
+            summary=summary.to_json(), wall_s=round(meters.wall_s, 3), reported=facts["tables"]
+        )
     return summary
 
 

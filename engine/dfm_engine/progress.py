@@ -32,6 +32,37 @@ class Meter:
     frames: int = 0
 
 
+@dataclass(slots=True)
+class QueueFill:
+    """How full a queue was, at moments an equal time apart.
+
+    Attributes:
+        room: items that can wait in it.
+        peak: the most that did at one of the moments.
+        items: waiting ones, summed over the moments.
+        looks: moments.
+    """
+
+    room: int = 0
+    peak: int = 0
+    items: int = 0
+    looks: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Items that waited, on average."""
+        return self.items / self.looks if self.looks else 0.0
+
+    def add(self, waiting: int, room: int) -> None:
+        """One more moment."""
+        self.room, self.peak = max(self.room, room), max(self.peak, waiting)
+        self.items += waiting
+        self.looks += 1
+
+
+WATCH_S = 0.1
+"""Seconds between two looks at the queues."""
+
 MAX_SPANS = 50_000
 """Moments kept for a picture of the run; a longer run shows its beginning."""
 
@@ -44,6 +75,7 @@ class Meters:
         started_s: of the run, on the monotonic clock.
         spans: (stage, start, end) of every stretch of work, seconds from the start of the run.
         queues: by name, how full each is now and can be.
+        fills: by name, how full each was while `watched`.
     """
 
     def __init__(self, started_s: float | None = None) -> None:
@@ -51,6 +83,7 @@ class Meters:
         self.started_s = time.monotonic() if started_s is None else started_s
         self.spans: list[tuple[str, float, float]] = []
         self.queues: dict[str, Callable[[], tuple[int, int]]] = {}
+        self.fills: dict[str, QueueFill] = {}
         self._lock = threading.Lock()
         self._local = threading.local()  # blocks under way in this thread, outermost first
 
@@ -90,6 +123,34 @@ class Meters:
     def fill(self) -> dict[str, tuple[int, int]]:
         """Items waiting in each queue, and how many can."""
         return {name: read() for name, read in list(self.queues.items())}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the block the queues are looked at ten times a second; `fills` is what was seen.
+
+        A queue that is empty holds up the stage behind it; one that is full, the stage before it.
+        """
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(WATCH_S):
+                for name, (waiting, room) in self.fill().items():
+                    self.fills.setdefault(name, QueueFill()).add(waiting, room)
+
+        thread = threading.Thread(target=watch, name="queues", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def queues_to_json(self) -> dict[str, dict[str, float | int]]:
+        """Per queue that was watched: its room, the items waiting on average and at most."""
+        return {
+            name: {"room": fill.room, "mean": round(fill.mean, 2), "peak": fill.peak}
+            for name, fill in self.fills.items()
+        }
 
     @contextmanager
     def _block(self, name: str | None) -> Iterator[None]:

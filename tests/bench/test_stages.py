@@ -290,6 +290,9 @@ def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured
         *(("detect", "search"), ("detect", "framed")),
         *(("matrix product", ""), ("keypoints", ""), ("generator", "")),
         *(("x264", "raw"), ("x264", "c23"), ("x264", "c40"), ("encode pool", "1 worker")),
+        *(("stage alone", stage) for stage in ("probe", "frame", "driving screen")),
+        *(("stage alone", stage) for stage in ("source features", "source screen")),
+        *(("stage alone", stage) for stage in ("screen", "encode")),
     ]
     assert all(row.rate > 0 and row.command == "the command" for row in report.rows)
     shapes = {(row.name, row.variant): row.shape for row in report.rows}
@@ -298,7 +301,33 @@ def test_every_part_is_measured_and_every_stage_of_frames_has_a_ceiling(measured
     assert shapes["generator", ""] == (4, 3, 64, 64)
     assert shapes["x264", "c23"] == (16, 64, 64, 3)
     without = {stage.name for stage in report.stages if stage.ceiling is None}
-    assert without == {"probe", "source features", "source screen", "commit"}
+    assert without == {"probe", "source features", "source screen", "commit", "report"}
+    # What a build has to find room for: every stage that makes frames.
+    alone = stage_core_seconds(report.rows, WORKLOAD.recipe)
+    assert {stage.name for stage in report.stages} - set(alone) == {"commit", "report"}
+
+
+def test_a_stage_measured_whole_goes_before_its_parts():
+    def alone(name: str, core_s: float, variant: str = "") -> Row:
+        timing = Timing((1.0,), (core_s,))
+        return Row.of(name, timing, variant=variant, amount=10, unit="frames/s", shape=())
+
+    parts = [alone(name, 1.0) for name in ("decode", "crop", "look", "keypoints", "generator")]
+    parts += [alone("detect", 1.0, variant) for variant in ("search", "framed")]
+    parts += [alone("x264", 1.0, quality) for quality in ("raw", "c23", "c40")]
+    recipe = BuildRecipe(screen=Screen(every_n=2))
+    found = stage_core_seconds([*parts, alone("stage alone", 7.0, "screen")], recipe)
+    assert found["screen"] == pytest.approx(0.7)
+    assert found["driving screen"] == pytest.approx(0.05)  # of its parts: half the frames detected
+
+
+def test_the_report_says_how_full_the_queues_were(measured):
+    _, report = measured
+    assert set(report.queues) == {"encode", "opened", "animated", "screened"}
+    for fill in report.queues.values():
+        assert 0 <= fill["mean"] <= fill["peak"] <= fill["room"]
+    assert report.to_json()["queues"] == report.queues
+    assert "| queue | room | waiting, mean | peak |" in report.markdown()
 
 
 def test_the_generator_is_held_against_its_arithmetic(measured):

@@ -213,3 +213,28 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def test_queues_are_seen_as_full_as_they_were(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dfm_engine.progress, "WATCH_S", 0.001)
+    meters, looked = Meters(), threading.Semaphore(0)
+    waiting = iter([0, 4, 2])
+    seen: list[int] = []
+
+    def read() -> tuple[int, int]:
+        seen.append(next(waiting, 2))
+        looked.release()
+        return seen[-1], 5
+
+    meters.queues["opened"] = read
+    with meters.watched():
+        for _ in range(4):
+            assert looked.acquire(timeout=30)
+    fill = meters.fills["opened"]
+    assert (fill.room, fill.peak, fill.looks) == (5, 4, len(seen))
+    assert fill.mean == pytest.approx(sum(seen) / len(seen))
+    assert meters.queues_to_json()["opened"] == {"room": 5, "mean": round(fill.mean, 2), "peak": 4}
+    looks = fill.looks
+    time.sleep(0.02)
+    assert fill.looks == looks  # nobody looks after the block
+    assert Meters().queues_to_json() == {}
