@@ -93,7 +93,7 @@ class Material:
         keypoints = prepare_driving(driven, runner=runner, batch_size=machinery.batch_size)
         kp_driving = transfer(kp_source, keypoints, keypoints[0], mode=recipe.motion.mode)
         job = AnimationJob(key="", source=features, kp_source=kp_source, kp_driving=kp_driving)
-        ((_, fake),) = animate_jobs([job], runner=runner, batch_size=machinery.batch_size)
+        ((_, fake, _),) = animate_jobs([job], runner=runner, batch_size=machinery.batch_size)
         return cls(
             paths=tuple(clip.path for clip in real),
             ranges=tuple(ClipRange.of(clip) for clip in real),

@@ -4,6 +4,9 @@ A batch is filled with rows (frames) of whatever jobs are next, so that short cl
 per frame than long ones. Every batch has the same number of rows, the last one padded, because a
 convolution may round differently at another batch size: so a row's pixels depend on its own
 source and keypoints alone.
+
+On a GPU the host is one batch behind: while it takes one batch's frames, which come by a stream of
+their own into pinned memory, the next one is computed.
 """
 
 from __future__ import annotations
@@ -11,15 +14,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dfm_engine.backends import Runner
 from dfm_engine.clip import Pixels
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
 from dfm_engine.pixels import frames_from_images, images_from_frames
+from dfm_kernels.to_yuv import rgb_to_yuv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +53,56 @@ class AnimationJob:
             )
 
 
-@dataclass(slots=True)
-class _Progress:
-    """A job under way; the first `done` of its `frames` are filled."""
+class Animated(NamedTuple):
+    """A clip that was made.
+
+    Attributes:
+        job: what was wanted.
+        frames: uint8 (T, H, W, 3) RGB.
+        i420: uint8 (T, H * 3 // 2, W), the same for the encoder, made where the frames were made;
+            None on a CPU, where whoever encodes makes it.
+    """
 
     job: AnimationJob
     frames: Pixels
-    done: int = 0
+    i420: Pixels | None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """A job under way: the first `sent` of its frames are on the way, the first `landed` here."""
+
+    made: Animated
+    sent: int = 0
+    landed: int = 0
 
     @property
     def rows_left(self) -> int:
-        return len(self.frames) - self.done
+        return len(self.made.frames) - self.sent
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A batch on its way to the host; `parts` says which of its rows are whose."""
+
+    frames: Tensor
+    i420: Tensor | None
+    parts: list[tuple[_Progress, slice]]
+    arrived: torch.cuda.Event | None
+
+    def land(self) -> None:
+        """Wait for it, and give the jobs their frames."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        position = 0
+        for entry, rows in self.parts:
+            count = rows.stop - rows.start
+            batch = slice(position, position + count)
+            entry.made.frames[rows] = self.frames[batch].numpy()
+            if self.i420 is not None and entry.made.i420 is not None:
+                entry.made.i420[rows] = self.i420[batch].numpy()
+            entry.landed = rows.stop
+            position += count
 
 
 def animate_jobs(
@@ -66,11 +111,11 @@ def animate_jobs(
     runner: Runner,
     batch_size: int,
     on_halved: Callable[[int], None] | None = None,
-) -> Iterator[tuple[AnimationJob, Pixels]]:
+) -> Iterator[Animated]:
     """Animate jobs one after the other, in batches that cross from one to the next.
 
-    Holds the jobs of one batch and no more: the next is asked for when its rows are needed, and
-    a finished one is handed on before that.
+    Holds the jobs of one batch, on a GPU of two: the next is asked for when its rows are needed,
+    and a finished one is handed on before that.
 
     Args:
         jobs: in the order wanted; asked for lazily.
@@ -79,7 +124,7 @@ def animate_jobs(
         on_halved: told the new number before it is used.
 
     Yields:
-        Each job with its frames, uint8 (T, H, W, 3) RGB, in the order of `jobs`.
+        Each job with its frames, in the order of `jobs`.
 
     Raises:
         ShapeError: a batch size below 1, or a job whose shapes are not the model's.
@@ -87,12 +132,18 @@ def animate_jobs(
     """
     if batch_size < 1:
         raise ShapeError(f"batch_size must be at least 1, got {batch_size}")
+    on_gpu = torch.device(runner.device).type == "cuda"
+    height, width = runner.frame_size
+    side = torch.cuda.Stream(runner.device) if on_gpu else None
+    waiting: deque[_Progress] = deque()  # with rows to send, or on the way
+    flights: deque[_Flight] = deque()
 
-    def run_batch() -> None:
+    def send() -> None:
         nonlocal batch_size
         while True:
             try:
-                return _run_batch(waiting, runner, batch_size)
+                flights.append(_send(waiting, runner, batch_size, side))
+                break
             except torch.OutOfMemoryError as error:
                 if batch_size == 1:
                     raise EnvironmentUnfit(
@@ -103,17 +154,22 @@ def animate_jobs(
             batch_size //= 2
             if on_halved is not None:
                 on_halved(batch_size)
+        while len(flights) > on_gpu:
+            flights.popleft().land()
 
-    # Jobs with rows in, or waiting for, the next batch.
-    waiting: deque[_Progress] = deque()
     for job in jobs:
-        frames = np.empty((len(job.kp_driving), *runner.frame_size, 3), dtype=np.uint8)
-        waiting.append(_Progress(job, frames))
+        rows = len(job.kp_driving)
+        frames = np.empty((rows, height, width, 3), dtype=np.uint8)
+        i420 = np.empty((rows, height * 3 // 2, width), dtype=np.uint8) if on_gpu else None
+        waiting.append(_Progress(Animated(job, frames, i420)))
         while sum(entry.rows_left for entry in waiting) >= batch_size:
-            run_batch()
+            send()
             yield from _finished(waiting)
     while waiting:
-        run_batch()
+        if any(entry.rows_left for entry in waiting):
+            send()
+        else:
+            flights.popleft().land()
         yield from _finished(waiting)
 
 
@@ -151,19 +207,21 @@ def prepare_driving(frames: Pixels, *, runner: Runner, batch_size: int) -> Keypo
     return Keypoints.cat(parts)[: len(frames)]
 
 
-def _run_batch(waiting: deque[_Progress], runner: Runner, batch_size: int) -> None:
-    """Send the next rows, at most a batch of them, and store what comes back."""
-    sources, kp_sources, kp_drivings, targets = [], [], [], []
+def _send(
+    waiting: deque[_Progress], runner: Runner, batch_size: int, side: torch.cuda.Stream | None
+) -> _Flight:
+    """Compute the next rows, at most a batch of them; on a GPU they are here some time later."""
+    sources, kp_sources, kp_drivings, parts = [], [], [], []
     space = batch_size
     for entry in waiting:
         count = min(space, entry.rows_left)
         if count == 0:
-            break
-        rows = slice(entry.done, entry.done + count)
-        sources.append(entry.job.source.expand(count))
-        kp_sources.append(entry.job.kp_source.expand(count))
-        kp_drivings.append(entry.job.kp_driving[rows])
-        targets.append((entry, rows))
+            continue  # all of it is on the way, or the batch is full
+        job, rows = entry.made.job, slice(entry.sent, entry.sent + count)
+        sources.append(job.source.expand(count))
+        kp_sources.append(job.kp_source.expand(count))
+        kp_drivings.append(job.kp_driving[rows])
+        parts.append((entry, rows))
         space -= count
     if space:  # the last batch of all: repeat its last row
         sources.append(sources[-1][-1].expand(space))
@@ -174,16 +232,29 @@ def _run_batch(waiting: deque[_Progress], runner: Runner, batch_size: int) -> No
         Keypoints.cat(kp_sources).to(runner.device),
         Keypoints.cat(kp_drivings).to(runner.device),
     )
-    pixels = frames_from_images(runner.animate(features, kp_source, kp_driving)).cpu().numpy()
-    position = 0
-    for entry, rows in targets:
-        count = rows.stop - rows.start
-        entry.frames[rows] = pixels[position : position + count]
-        entry.done = rows.stop
-        position += count
+    frames = frames_from_images(runner.animate(features, kp_source, kp_driving))
+    if side is None:
+        flight = _Flight(frames, None, parts, None)
+    else:
+        i420 = rgb_to_yuv(frames)
+        side.wait_stream(torch.cuda.current_stream(runner.device))
+        with torch.cuda.stream(side):
+            arrived = torch.cuda.Event()
+            flight = _Flight(_fetch(frames, side), _fetch(i420, side), parts, arrived)
+            arrived.record()
+    for entry, rows in parts:  # nothing was sent if anything above failed
+        entry.sent = rows.stop
+    return flight
 
 
-def _finished(waiting: deque[_Progress]) -> Iterator[tuple[AnimationJob, Pixels]]:
-    while waiting and waiting[0].rows_left == 0:
-        entry = waiting.popleft()
-        yield entry.job, entry.frames
+def _fetch(found: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """Begin to copy to pinned memory, in the current stream, which this is."""
+    host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+    host.copy_(found, non_blocking=True)
+    found.record_stream(stream)
+    return host
+
+
+def _finished(waiting: deque[_Progress]) -> Iterator[Animated]:
+    while waiting and waiting[0].landed == len(waiting[0].made.frames):
+        yield waiting.popleft().made

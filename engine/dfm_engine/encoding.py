@@ -33,7 +33,7 @@ class Order:
 
     Attributes:
         clip_id, label, action: decide where the files go.
-        frames: uint8 (T, H, W, 3).
+        frames: uint8 (T, H, W, 3) RGB, or (T, H * 3 // 2, W) I420.
         qualities: the files wanted; with none of them there is nothing to do.
         comment: for the container.
         blamed: the input file to name if its workers die.

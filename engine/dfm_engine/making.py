@@ -23,7 +23,7 @@ from functools import partial
 
 import torch
 
-from dfm_engine.animate import AnimationJob, animate_jobs
+from dfm_engine.animate import Animated, AnimationJob, animate_jobs
 from dfm_engine.backends import Runner
 from dfm_engine.clip import QUALITIES, Pixels, Quality, SourceClip
 from dfm_engine.encoding import Encoders, Order
@@ -61,6 +61,7 @@ class Screened:
 
     job: OpenJob
     frames: Pixels
+    i420: Pixels | None
     verdict: Verdict
 
 
@@ -223,7 +224,7 @@ class Workshop:
             else:
                 yield job
 
-    def _animate(self, jobs: Iterator[OpenJob], threads: int) -> Iterator[tuple[OpenJob, Pixels]]:
+    def _animate(self, jobs: Iterator[OpenJob], threads: int) -> Iterator[Animated]:
         """Thread `animate`."""
         adopt_threads(threads)
 
@@ -245,13 +246,11 @@ class Workshop:
         )
         while True:
             with self._meters.busy("animate"):
-                entry = next(animations, None)
-            if entry is None:
+                made = next(animations, None)
+            if made is None:
                 return
-            animation, frames = entry
-            assert isinstance(animation.key, OpenJob)
-            self._meters.count("animate", clips=1, frames=len(frames))
-            yield animation.key, frames
+            self._meters.count("animate", clips=1, frames=len(made.frames))
+            yield made
 
     def _halve(self, batch_size: int) -> None:
         """The device has no memory for the planned batch: plan anew, for later runs too."""
@@ -259,9 +258,10 @@ class Workshop:
         self._batch_size = batch_size
         self._folder.amend(batch_size=batch_size)
 
-    def _screen(self, animation: tuple[OpenJob, Pixels]) -> Screened:
+    def _screen(self, made: Animated) -> Screened:
         """In a lane."""
-        job, frames = animation
+        job, frames = made.job.key, made.frames
+        assert isinstance(job, OpenJob)
         external = self._external.of(job.clip_id) if self._external else ()
         with self._meters.busy("screen", clips=1, frames=len(frames), workers=self._lanes.screen):
             verdict = screen_animation(
@@ -273,7 +273,7 @@ class Workshop:
                 source=job.source.look,
                 external=external,
             )
-        return Screened(job, frames, verdict)
+        return Screened(job, frames, made.i420, verdict)
 
     def _write(self, screened: Iterable[Screened]) -> Iterator[tuple[Candidate, Outcome]]:
         """Hand clips to the pool and commit them in the order in which they came."""
@@ -322,7 +322,7 @@ class Workshop:
             clip_id=job.clip_id,
             label="fake",
             action=job.candidate.action.value,
-            frames=item.frames,
+            frames=item.frames if item.i420 is None else item.i420,
             qualities=qualities,
             comment=self._naming.fake_comment(job.source, job.driving),
             blamed=job.source.clip.path,

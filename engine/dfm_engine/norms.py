@@ -21,7 +21,7 @@ __all__ = ["ChannelAffine", "bias_of", "fold_norm", "fold_norms"]
 
 
 EPS = 2.0**-8
-"""Of a norm without statistics. torch wants it above 0; 1 - EPS and EPS are exact in 16 bits too."""
+"""Of a norm without statistics: torch wants it above 0; 1 - EPS and EPS are exact in 16 bits."""
 
 
 class ChannelAffine(nn.Module):

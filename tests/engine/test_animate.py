@@ -11,6 +11,7 @@ from dfm_engine.animate import AnimationJob, animate_jobs, prepare_driving, prep
 from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm import Keypoints, SourceFeatures, parse_config
+from dfm_engine.media.encode import rgb_to_i420
 from dfm_engine.pixels import frames_from_images, images_from_frames
 
 BATCH = 4
@@ -34,8 +35,8 @@ def make_job(runner: Runner, key: int, length: int) -> AnimationJob:
 def test_frames_equal_the_model_row_by_row(runner: TorchRunner) -> None:
     jobs = [make_job(runner, key, length) for key, length in enumerate((3, 1, 9, 4))]
     results = list(animate_jobs(jobs, runner=runner, batch_size=BATCH))
-    assert [job for job, _ in results] == jobs
-    for job, pixels in results:
+    assert [made.job for made in results] == jobs
+    for job, pixels, _ in results:
         assert pixels.shape == (len(job.kp_driving), 64, 64, 3)
         assert pixels.dtype == np.uint8
         for t in range(len(pixels)):
@@ -55,7 +56,7 @@ def test_a_rows_pixels_do_not_depend_on_its_neighbours(runner: TorchRunner, thre
         seen: dict[int, set[bytes]] = {key: set() for key in jobs}
         for order in ([0, 1, 2], [2, 1, 0], [1]):
             chosen = [jobs[key] for key in order]
-            for job, pixels in animate_jobs(chosen, runner=runner, batch_size=BATCH):
+            for job, pixels, _ in animate_jobs(chosen, runner=runner, batch_size=BATCH):
                 seen[int(str(job.key))].add(pixels.tobytes())
         assert {key: len(versions) for key, versions in seen.items()} == dict.fromkeys(jobs, 1)
     finally:
@@ -130,7 +131,7 @@ def test_batches_are_full_cross_clips_and_the_last_is_padded() -> None:
     jobs = [counting_job(key, length) for key, length in enumerate((2, 1, 6))]
     results = list(animate_jobs(jobs, runner=runner, batch_size=4))
     assert runner.batches == [[100, 101, 110, 120], [121, 122, 123, 124], [125] * 4]
-    for key, (job, pixels) in enumerate(results):
+    for key, (job, pixels, _) in enumerate(results):
         assert job.key == key
         shades = [100 + 10 * key + t for t in range(len(job.kp_driving))]
         assert pixels[:, 0, 0, 0].tolist() == shades
@@ -147,7 +148,7 @@ def test_jobs_are_asked_for_one_batch_ahead_at_most() -> None:
 
     stream = animate_jobs(jobs(), runner=Counting(), batch_size=4)
     for given in range(20):
-        job, _ = next(stream)
+        job = next(stream).job
         assert job.key == given
         assert len(asked) - given <= 2  # the one given and the one that shares its batch
     assert list(stream) == []
@@ -175,7 +176,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost() -> None:
     results = list(animate_jobs(jobs, runner=runner, batch_size=8, on_halved=told.append))
     assert told == [4, 2]
     assert {len(batch) for batch in runner.batches} == {2}
-    for key, (job, pixels) in enumerate(results):
+    for key, (job, pixels, _) in enumerate(results):
         assert job.key == key
         assert pixels[:, 0, 0, 0].tolist() == [100 + 10 * key + t for t in range(len(pixels))]
 
@@ -224,6 +225,26 @@ def test_cuda_equals_the_cpu_within_float32_noise() -> None:
         results.append((job.kp_driving.value.cpu(), job_prediction(runner, job)))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=5e-5)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=5e-4)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_encoders_buffer_comes_with_the_frames() -> None:
+    runner = TorchRunner(make_fomm(small_config(num_kp=6), seed=2), "cuda")
+    jobs = [make_job(runner, key, length) for key, length in enumerate((3, 1, 9, 4))]
+    for made in animate_jobs(jobs, runner=runner, batch_size=BATCH):
+        single = [
+            runner.animate(made.job.source, made.job.kp_source, made.job.kp_driving[[t] * BATCH])[0]
+            for t in range(len(made.frames))
+        ]
+        wanted = frames_from_images(torch.stack(single)).cpu().numpy()
+        assert np.array_equal(made.frames, wanted)
+        assert made.i420 is not None
+        assert np.array_equal(made.i420, rgb_to_i420(made.frames))
+
+
+def test_on_a_cpu_the_encoder_makes_its_buffer_itself() -> None:
+    (made,) = animate_jobs([counting_job(0, 3)], runner=Counting(), batch_size=4)
+    assert made.i420 is None
 
 
 def job_prediction(runner: TorchRunner, job: AnimationJob) -> torch.Tensor:

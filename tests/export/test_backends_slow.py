@@ -39,7 +39,7 @@ def animate(runner: Runner, action: Action) -> np.ndarray:
     kp = prepare_driving(driving, runner=runner, batch_size=4)
     kp_driving = transfer(kp_source, kp, kp[0], mode="rel_adapt")
     job = AnimationJob(key=0, source=features, kp_source=kp_source, kp_driving=kp_driving)
-    ((_, frames),) = animate_jobs([job], runner=runner, batch_size=4)
+    ((_, frames, _),) = animate_jobs([job], runner=runner, batch_size=4)
     return frames
 
 

@@ -98,7 +98,7 @@ def test_clips_of_many_jobs_come_out_as_with_torch(torch_runner: TorchRunner) ->
             jobs.append(
                 AnimationJob(key=key, source=features, kp_source=kp_source, kp_driving=kp_driving)
             )
-        made.append([pixels for _, pixels in animate_jobs(jobs, runner=one, batch_size=4)])
+        made.append([made.frames for made in animate_jobs(jobs, runner=one, batch_size=4)])
     for mine, theirs in zip(*made, strict=True):
         assert abs(mine.astype(int) - theirs).max() <= 1
 

@@ -121,7 +121,7 @@ def _animate(source: Pixels, driving: Pixels, *, runner: TorchRunner, mode: Tran
     kp_driving = prepare_driving(driving, runner=runner, batch_size=batch_size)
     moved = transfer(kp_source, kp_driving, kp_driving[:1], mode=mode)
     job = AnimationJob(key=None, source=features, kp_source=kp_source, kp_driving=moved)
-    return next(iter(animate_jobs([job], runner=runner, batch_size=batch_size)))[1]
+    return next(iter(animate_jobs([job], runner=runner, batch_size=batch_size))).frames
 
 
 def _count(action: Action, verdicts: list[Verdict]) -> ScreenedAction:

@@ -5,6 +5,7 @@ piece of shared memory. Jobs come in on stdin and answers leave on stdout, a JSO
 
     out  {"ready": true}
     in   {"buffer": 0, "shape": [T, H, W, 3], "fps": 25, "comment": "...", "outputs": {"raw": PATH}}
+         where a shape of three sides is that of I420, [T, H * 3 // 2, W]
     out  {"started": true}
     out  {"files": {"raw": {"path", "size_bytes", "sha256", "frames"}}, "busy_s": 1.5}
       or {"error": "EnvironmentUnfit", "message": "..."}
@@ -57,7 +58,8 @@ def _encode(job: dict[str, Any], buffer: int) -> dict[str, Any]:
     started = time.perf_counter()
     shape = tuple(job["shape"])
     memory = mmap.mmap(buffer, int(np.prod(shape)), access=mmap.ACCESS_READ)
-    i420 = rgb_to_i420(np.frombuffer(memory, np.uint8).reshape(shape))
+    frames = np.frombuffer(memory, np.uint8).reshape(shape)
+    i420 = frames if frames.ndim == 3 else rgb_to_i420(frames)
     files = {
         quality: dataclasses.asdict(
             encode_clip(i420, Path(path), quality=quality, fps=job["fps"], comment=job["comment"])

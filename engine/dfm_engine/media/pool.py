@@ -120,7 +120,8 @@ class EncodePool:
         """Hand over a clip; blocks while the queue is full. `frames` may be reused on return.
 
         Args:
-            frames: uint8 (T, H, W, 3) RGB, even sides.
+            frames: uint8 (T, H, W, 3) RGB, even sides; or what `encode.rgb_to_i420` makes of it,
+                (T, H * 3 // 2, W), where that was made on the way.
             outputs: where each wanted quality goes; they are encoded in this order.
             comment: from `encode.provenance_comment`.
             fps: frames per second.
@@ -134,9 +135,11 @@ class EncodePool:
             EnvironmentUnfit: the workers do not start.
             RuntimeError: the pool is closed.
         """
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
+        is_rgb, is_i420 = frames.ndim == 4 and frames.shape[3] == 3, frames.ndim == 3
+        if not (is_rgb or is_i420) or frames.dtype != np.uint8 or not frames.size:
             raise ShapeError(
-                f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}"
+                "frames must be uint8 (T, H, W, 3) RGB or (T, H * 3 // 2, W) I420, got "
+                f"{frames.dtype} {frames.shape}"
             )
         with self._changed:
             self._changed.wait_for(lambda: self._free or self._closing != "no" or self._broken)

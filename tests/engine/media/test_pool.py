@@ -136,6 +136,12 @@ def test_a_file_that_cannot_be_written_is_the_jobs_error(tmp_path: Path, pool: E
     send(pool, tmp_path / "x.mp4").result(30)
 
 
+def test_i420_made_on_the_way_gives_the_same_file(tmp_path: Path, pool: EncodePool) -> None:
+    send(pool, tmp_path / "rgb.mp4").result(30)
+    send(pool, tmp_path / "i420.mp4", rgb_to_i420(clip())).result(30)
+    assert (tmp_path / "rgb.mp4").read_bytes() == (tmp_path / "i420.mp4").read_bytes()
+
+
 def test_odd_sides_and_wrong_types_are_refused(tmp_path: Path, pool: EncodePool) -> None:
     wrong_type: Any = clip().astype(np.float32)
     with pytest.raises(ShapeError, match="float32"):
