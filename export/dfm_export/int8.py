@@ -21,7 +21,7 @@ from dfm_export.quantised import NARROW, WIDE, quantise_decoder
 __all__ = ["quantise_graphs", "wants_subpixel"]
 
 CALIBRATION_SOURCES = 5
-CALIBRATION_ROWS = 2  # performances of each
+CALIBRATION_ROWS = 4  # performances of each
 CALIBRATION_FIRST = 100  # the first face of calibration; those of the gate are before
 SCOPES = {"narrow": NARROW, "wide": WIDE}
 

@@ -142,6 +142,17 @@ def test_a_clip_has_less_error_than_the_largest_value():
     assert error < (largest.round(values) - values).square().mean()
 
 
+def test_values_above_those_of_the_calibration_survive():
+    conv = nn.Conv2d(2, 2, 1)
+    x = torch.rand(1, 2, 40, 40, generator=torch.Generator().manual_seed(1))
+    made = QuantisedConv(conv, x)
+    made.close(made(x))
+    assert made.output is not None
+    for found, values in ((made.input, x), (made.output, conv(x).detach())):
+        further = 1.25 * values
+        assert (found.round(further) - further).abs().max() <= 0.51 * found.scale
+
+
 def test_zero_is_always_representable():
     for values in (torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 5.0]), torch.tensor([-3.0, -1.0])):
         assert float(Affine8.of(values).round(torch.zeros(1))) == 0.0
