@@ -65,6 +65,8 @@ def main() -> None:
     # Torch's threads would spin while they wait, on cores that the encode workers need: with one
     # other busy process per core a frame took 3.5 times as long (two cores, demo weights).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # NumPy's products are small, and several clips' threads call them at once: one core each.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(level=os.environ.get("DFM_LOG", "WARNING"), format="%(name)s: %(message)s")
     try:
         with stop_on_signals():
