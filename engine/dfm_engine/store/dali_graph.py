@@ -1,7 +1,7 @@
 """The one DALI graph: pictures of many clips, each cut to its box, resized and colour-corrected.
 
     encoded bytes ─► decoders.video(frames) ─┐
-                                             ├─► resize(box, antialias) ─► 3x3 colour ─► uint8 FHWC
+                                             ├─► resize(box, antialias) ─► 3x4 colour ─► uint8 FHWC
     decoded pictures ────────────────────────┘                                       └─► float FCHW
 
 Only the source differs: `nvdec` decodes encoded bytes on the GPU, `frames` takes pictures that PyAV
@@ -37,7 +37,8 @@ INPUTS: dict[Source, tuple[str, ...]] = {
 }
 """What is fed, per clip: `bytes` uint8 (N,), a whole file; `wanted` int32 (F,), numbers of its
 pictures in order of showing; `frames` uint8 (F, H, W, 3); `box` float32 x0 y0 x1 y1 in pixel edges
-of the stored picture; `size` float32 (h, w) of the result; `colour` float32 (3, 3) on (R, G, B)."""
+of the stored picture; `size` float32 (h, w) of the result; `colour` float32 (3, 4) on
+(R, G, B, 1), the decoder's bias included (`dali_trial.affine_colour`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +168,7 @@ def _crops(dali: Any, spec: GraphSpec) -> Any:
         antialias=True,
         dtype=types.FLOAT,
     )
-    crops = fn.coord_transform(crops, M=colour)
+    crops = fn.coord_transform(crops, MT=colour)
     crops = fn.cast(crops, dtype=types.UINT8)  # rounds to nearest, clamps
     if spec.mean is None:
         return crops

@@ -7,12 +7,13 @@ others lose nothing. Whoever feeds the graph opens files first: what cannot be r
 so no input of the graph ever raises.
 
 A pipeline is trusted only after it has run a clip known to be good (`stub`), when it is new and
-after every failure. If that fails, it is the machine and not the clip: `EnvironmentUnfit`.
+after every failure. If that fails, it is the machine and not the clip: `EnvironmentUnfit`. The same
+clip tells how far the decoder's colours are off, which every later frame is corrected by
+(`dali_trial`).
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import re
@@ -20,15 +21,20 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
-import av
 import numpy as np
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.store.dali_graph import GraphSpec, Source, build_graph
+from dfm_engine.store.dali_trial import (
+    SIDE_PX,
+    GreySteps,
+    affine_colour,
+    decoder_bias,
+    grey_steps,
+)
 
 __all__ = ["BATCH_BYTES", "DaliRunner", "Failed", "Part", "Run", "to_device", "to_host"]
 
@@ -118,6 +124,8 @@ class DaliRunner:
 
     Attributes:
         rebuilt: how often the pipeline had to be made anew.
+        bias: (3,) levels that the decoder adds to R, G and B, taken off every frame; zeros where
+            nothing is decoded.
     """
 
     def __init__(
@@ -131,14 +139,17 @@ class DaliRunner:
         """Build, and run a clip known to be good.
 
         Raises:
-            EnvironmentUnfit: the graph does not build, or fails on that clip.
+            EnvironmentUnfit: the graph does not build, fails on that clip, or shows it in colours
+                that no constant mends.
         """
         self.spec = spec
         self.rebuilt = -1
+        self.bias: NDArray[np.float64] = np.zeros(3)
         self._take = take
         self._build = build
         self._batch_bytes = batch_bytes
-        self._stub = _stub(spec.source)
+        self._steps = _steps(spec.source)
+        self._stub = _stub(self._steps)
         self._pipeline: Any = None
         self._renew()
 
@@ -168,7 +179,7 @@ class DaliRunner:
             if not under_way:
                 return
             try:
-                results = self._collect()
+                results = self._collect(self._take)
             except _DALI_ERRORS as error:
                 yield from self._one_by_one(under_way, error)
             else:
@@ -177,7 +188,7 @@ class DaliRunner:
     def _drain(self, runs: int) -> None:
         try:
             for _ in range(runs):
-                self._collect()
+                self._collect(self._take)
         except _DALI_ERRORS:
             self._renew()
 
@@ -205,7 +216,7 @@ class DaliRunner:
         for part in suspects:
             try:
                 self._schedule([part])
-                (result,) = self._collect()
+                (result,) = self._collect(self._take)
             except _DALI_ERRORS as alone:
                 self._renew()
                 _log.warning("%s: DALI does not take it: %s", part.name, _reason(alone))
@@ -214,23 +225,35 @@ class DaliRunner:
                 yield part, result
 
     def _renew(self) -> None:
-        """Build a pipeline and see it work."""
+        """Build a pipeline, see it work, and measure its decoder's colours."""
         self._pipeline = None  # let its memory go first
         self._pipeline = self._build(self.spec)
         self.rebuilt += 1
+        self.bias = np.zeros(3)
+        shown: list[NDArray[Any]] = []
         try:
             # DALI's first scheduled run starts as many as it holds at once: feed them all.
             for _ in range(self.spec.depth):
                 self._feed([self._stub])
             self._pipeline.schedule_run()
             for _ in range(self.spec.depth):
-                self._collect()
+                shown = self._collect(self._try)
         except _DALI_ERRORS as error:
             raise EnvironmentUnfit(
                 f"DALI's {self.spec.source} graph fails on a clip that is known to be good "
                 f"({_reason(error)}); `dfm-engine doctor` says what is missing, --decode pyav "
                 "does without"
             ) from error
+        if self._steps is not None:
+            self.bias = decoder_bias(_levels(shown[0], self.spec)[0], self._steps)
+            if not self.rebuilt:
+                told = "DALI's decoder is %+.2f, %+.2f, %+.2f levels off in R, G, B; taken off"
+                _log.info(told, *self.bias)
+
+    def _try(self, output: Any) -> list[NDArray[Any]]:
+        """Take an output as ever, to see that work too, and to the host."""
+        self._take(output)
+        return to_host(output)
 
     def _batches(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
         """Group parts by count and by decoded size; one too large for both comes alone."""
@@ -254,7 +277,7 @@ class DaliRunner:
         fed: dict[str, list[Any]] = {
             "box": [np.asarray(part.box, np.float32) for part in batch],
             "size": [np.asarray(part.size, np.float32) for part in batch],
-            "colour": [part.colour for part in batch],
+            "colour": [affine_colour(part.colour, self.bias) for part in batch],
         }
         if self.spec.source == "frames":
             fed["frames"] = [part.payload for part in batch]
@@ -264,10 +287,10 @@ class DaliRunner:
         for name in self.spec.inputs:
             self._pipeline.feed_input(name, fed[name])
 
-    def _collect(self) -> list[Any]:
+    def _collect(self, take: Callable[[Any], list[Any]]) -> list[Any]:
         (output,) = self._pipeline.share_outputs()
         try:
-            return self._take(output)
+            return take(output)
         finally:
             self._pipeline.release_outputs()
 
@@ -281,33 +304,28 @@ def _reason(error: BaseException) -> str:
     return re.sub(r"\s+", " ", kept[0]) if kept else type(error).__name__
 
 
-def _stub(source: Source) -> Part:
-    """A clip that every graph of this source takes."""
-    grey = np.full((256, 256, 3), 128, np.uint8)
-    whole = (0.0, 0.0, 256.0, 256.0)
+def _levels(output: NDArray[Any], spec: GraphSpec) -> NDArray[Any]:
+    """(F, h, w, 3) in levels of 0-255, of what a graph with or without mean and std gives."""
+    if spec.mean is None:
+        return output
+    return np.moveaxis(output, 1, -1) * np.asarray(spec.std) + np.asarray(spec.mean)
+
+
+def _steps(source: Source) -> GreySteps | None:
+    """What a decoder is tried on; none where PyAV decodes."""
     if source == "frames":
-        payload, wanted = grey[None], None
-    else:
-        codec, pix_fmt = ("libx264", "yuv420p") if source == "nvdec" else ("mjpeg", "yuvj420p")
-        payload = np.frombuffer(_one_picture(grey, codec, pix_fmt), np.uint8)
-        wanted = np.zeros(1, np.int32)
+        return None
+    return grey_steps("libx264" if source == "nvdec" else "libvpx-vp9")
+
+
+def _stub(steps: GreySteps | None) -> Part:
+    """A clip that every graph of this source takes, as it is stored: nothing is resampled."""
+    grey = np.full((1, SIDE_PX, SIDE_PX, 3), 128, np.uint8)
     return Part(
         name="the clip for trials",
-        payload=payload,
-        wanted=wanted,
-        box=whole,
-        size=(16, 16),
+        payload=grey if steps is None else steps.file,
+        wanted=None if steps is None else np.zeros(1, np.int32),
+        box=(0.0, 0.0, float(SIDE_PX), float(SIDE_PX)),
+        size=(SIDE_PX, SIDE_PX),
         decoded_bytes=grey.nbytes,
     )
-
-
-def _one_picture(picture: NDArray[np.uint8], codec: str, pix_fmt: str) -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as container:
-        stream = cast("VideoStream", container.add_stream(codec, rate=25))
-        stream.height, stream.width = picture.shape[:2]
-        stream.pix_fmt = pix_fmt
-        stream.codec_context.thread_count = 1
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    return file.getvalue()

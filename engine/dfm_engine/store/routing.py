@@ -9,7 +9,8 @@ What is decided here and not later in the graph:
 
 - Limited-range BT.709, BT.2020, FCC and SMPTE 240M streams do go to NVDEC, although DALI converts
   them as BT.601: both conversions are linear and share offsets, so one 3x3 matrix turns the one
-  into the other (`rgb_correction`), and what that loses is only what BT.601 clipped.
+  into the other (`rgb_correction`), and what that loses is only what BT.601 clipped. (DALI's own
+  offsets are not BT.601's; that constant is taken off first: `dali_trial`.)
 - Full range goes to the CPU: DALI takes it from the bitstream alone, FFmpeg from the container
   too, and where the two disagree no matrix mends what was clipped.
 - Turned clips do go to NVDEC: the box is turned into stored pixels, the small crop is turned

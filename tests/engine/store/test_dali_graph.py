@@ -18,6 +18,7 @@ from dfm_engine.media.decode import read_native_frames
 from dfm_engine.nvidia import read_nvidia
 from dfm_engine.store.dali_graph import INPUTS, GraphSpec, build_graph, define_graph
 from dfm_engine.store.dali_run import to_device, to_host
+from dfm_engine.store.dali_trial import affine_colour
 from dfm_engine.store.routing import rgb_correction
 from dfm_kernels.crop import crop_reference
 
@@ -39,13 +40,14 @@ def run(
     colours: Sequence[np.ndarray] | None = None,
     spec: GraphSpec = SPEC,
     take: Any = to_host,
+    bias: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> list[Any]:
     pipeline = build_graph(spec)
     pipeline.feed_input("frames", list(pictures))
     pipeline.feed_input("box", [np.array(box, np.float32) for box in boxes])
     pipeline.feed_input("size", [np.array(size, np.float32) for size in sizes])
-    identity = [np.eye(3, dtype=np.float32)] * len(pictures)
-    pipeline.feed_input("colour", list(colours or identity))
+    matrices = colours or [np.eye(3, dtype=np.float32)] * len(pictures)
+    pipeline.feed_input("colour", [affine_colour(matrix, np.asarray(bias)) for matrix in matrices])
     pipeline.schedule_run()
     (output,) = pipeline.outputs()
     return take(output)
@@ -85,6 +87,14 @@ def test_the_colour_matrix_is_applied_in_float_and_clamped(pictures: np.ndarray)
     exact = reference(pictures, BOXES[1], (24, 24)) @ matrix.T.astype(np.float64)
     assert (exact < 0).any()
     assert (exact > 255).any()
+    assert np.abs(got - exact.clip(0, 255)).max() <= 0.51
+
+
+def test_a_decoders_bias_is_taken_off_in_float_before_the_matrix(pictures: np.ndarray) -> None:
+    matrix = np.array([[1.2, -0.3, 0.1], [-0.2, 1.1, 0.1], [0.05, -0.25, 1.2]], np.float32)
+    bias = (0.87, -0.53, 1.08)
+    (got,) = run([pictures], [BOXES[1]], [(24, 24)], [matrix], bias=bias)
+    exact = (reference(pictures, BOXES[1], (24, 24)) - bias) @ matrix.T.astype(np.float64)
     assert np.abs(got - exact.clip(0, 255)).max() <= 0.51
 
 
