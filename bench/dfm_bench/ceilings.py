@@ -41,6 +41,8 @@ __all__ = ["Machinery", "Material", "measure_ceilings", "stage_ceilings", "stage
 STAGE_ALONE = "stage alone"
 """What rows of a whole stage are called; their variant is the stage."""
 
+_Call = Callable[[Any], object]
+
 CLIPS = 4  # real clips that the measurements rotate through
 DETECT_FRAMES = 16  # frames per detector call
 COMMENT = provenance_comment({"synthetic": True})
@@ -271,8 +273,14 @@ def _model_rows(
     """Keypoints and generator at the build's batch size, against a matrix product."""
     runner, rows = machinery.runner, machinery.batch_size
     device = runner.device.type
-    product = measure_matrix_product(runner.device, repeats=repeats, command=command)
-    yield product
+    launched = getattr(runner, "unrecorded", runner.animate)  # a replay shows no operations
+    dtypes = {"keypoints": torch.float32}
+    dtypes["generator"] = torch.float32 if launched == runner.animate else torch.float16
+    products = {
+        dtype: measure_matrix_product(runner.device, repeats=repeats, dtype=dtype, command=command)
+        for dtype in dict.fromkeys(dtypes.values())
+    }
+    yield from products.values()
     picks = [np.arange(start, start + rows) % len(material.fake) for start in (0, rows)]
     images = [images_from_frames(material.driving[p], device=runner.device) for p in picks]
     kp_driving = [material.kp_driving[torch.from_numpy(p).to(runner.device)] for p in picks]
@@ -280,23 +288,27 @@ def _model_rows(
     def animate(keypoints: Keypoints) -> object:
         return runner.animate(material.features, material.kp_source, keypoints)
 
-    models: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
-        "keypoints": (runner.keypoints, images),
-        "generator": (animate, kp_driving),
+    def launch(keypoints: Keypoints) -> object:
+        return launched(material.features, material.kp_source, keypoints)
+
+    models: dict[str, tuple[_Call, _Call, Sequence[Any]]] = {
+        "keypoints": (runner.keypoints, runner.keypoints, images),
+        "generator": (animate, launch, kp_driving),
     }
-    for name, (call, inputs) in models.items():
+    for name, (call, counted, inputs) in models.items():
         # Of one row: only the calling thread's are counted. What is not torch's counts none.
-        flops = count_flops(functools.partial(call, inputs[0][:1])) * rows
+        flops = count_flops(functools.partial(counted, inputs[0][:1])) * rows
+        product = products[dtypes[name]]
         yield Row.of(
             name,
             timed(call, inputs, device),
             amount=rows,
             unit="frames/s",
             shape=(rows, 3, *runner.frame_size),
-            dtype="float32",
+            dtype=product.dtype,
             device=device,
             ceiling=product.rate * 1e9 * rows / flops if flops else None,
-            ceiling_of="matrix product" if flops else "",
+            ceiling_of=f"{product.dtype} matrix product" if flops else "",
             command=command,
         )
 

@@ -18,7 +18,7 @@ from dfm_engine.fomm.model import Fomm
 from dfm_engine.fomm.values import Keypoints
 from dfm_export.fomm_runner import FommGraphsRunner
 from dfm_export.graphs import fomm_graphs
-from dfm_export.models import Opening, open_fomm_runner
+from dfm_export.models import Opening, choose_backend, open_fomm_runner
 from dfm_export.precision import plan_of
 from dfm_export.provide import ExportCache, provide_fomm
 from dfm_export.runners import CompiledTorchGraph, GraphRunner
@@ -71,7 +71,13 @@ def open_ways(
     left: list[str] = []
     ways: list[Way] = []
 
-    def add(name: str, precision: str, flops: float, open_runner: Callable[[], Runner]) -> None:
+    def add(
+        name: str,
+        precision: str,
+        flops: float,
+        open_runner: Callable[[], Runner],
+        batches: tuple[int, ...] = batches,
+    ) -> None:
         try:
             runner = open_runner()
         except (CheckFailed, EnvironmentUnfit) as error:
@@ -97,6 +103,7 @@ def open_ways(
             "fp16_islands",
             rewritten,
             functools.partial(_compiled, fomm, device),
+            batches[-1:],  # it compiles for each
         )
     for runtime, precision in (QUICK_EXPORTED if quick else EXPORTED)[kind]:
         is_plain = precision == "int8_wide"  # its up blocks are not rewritten
@@ -138,6 +145,7 @@ def _exported(
     fomm: Fomm, backend: str, precision: str, device: torch.device, rows: int, say: Said
 ) -> Runner:
     say(f"{backend} {precision}")
+    choose_backend(backend, device.type)  # refuses before anything is exported
     artifact = ExportCache().fomm(fomm, plan_of("fomm", precision), say=say)
     settings = BuildSettings(profile=Profile(opt=rows, max=rows))
     return open_fomm_runner(

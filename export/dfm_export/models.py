@@ -29,7 +29,7 @@ from dfm_export.detector_runner import DetectorGraphRunner
 from dfm_export.engines import cached_engine, sidecar_facts, target_of
 from dfm_export.fomm_runner import FommGraphsRunner
 from dfm_export.openvino_graph import OpenVinoGraph
-from dfm_export.ort_graph import OrtGraph
+from dfm_export.ort_graph import OrtGraph, check_provider
 from dfm_export.runners import GraphRunner
 from dfm_export.to_tensorrt import BuildSettings
 from dfm_export.trt_api import FLAVOURS, Flavour, flavour_of, has_library, open_tensorrt
@@ -74,6 +74,8 @@ def choose_backend(word: str, device: str, *, say: Said = lambda text: None) -> 
 
     Raises:
         UsageError: no backend of ours, or one that does not run on the device.
+        EnvironmentUnfit: ONNX Runtime's provider for the device is not installed: said before
+            anything is exported for it.
     """
     if word not in BACKENDS:
         raise UsageError(f"--backend takes {', '.join(BACKENDS)}, found {word!r}")
@@ -86,6 +88,8 @@ def choose_backend(word: str, device: str, *, say: Said = lambda text: None) -> 
         raise UsageError(f"--backend openvino runs on a CPU, the device is {device}; --device cpu")
     if word == "tensorrt-rtx":
         open_tensorrt(word).check_target(read_chip(device).target)
+    if word == "onnxruntime":
+        check_provider(device)
     if word != "auto":
         return word
     chosen = _best(device)

@@ -24,7 +24,7 @@ from dfm_export.ort_stages import StagedGraph
 from dfm_export.runners import CheckedGraph
 from dfm_export.specs import GraphSpec
 
-__all__ = ["OrtGraph", "open_session"]
+__all__ = ["OrtGraph", "check_provider", "open_session"]
 
 MAX_ORT_BATCH = 64
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -147,6 +147,24 @@ class OrtGraph(CheckedGraph):
                 f"{self.name}, graph {self.spec.name!r}: running {tuple(part.feeds)} failed: "
                 f"{error}"
             ) from error
+
+
+def check_provider(device: str) -> None:
+    """Refuse an ONNX Runtime that was built without the provider of a device.
+
+    Raises:
+        EnvironmentUnfit: says which it has.
+    """
+    try:
+        import onnxruntime
+    except (ImportError, OSError):
+        return  # `open_session` says so, with the reason
+    wanted, found = _PROVIDERS[torch.device(device).type], onnxruntime.get_available_providers()
+    if wanted not in found:
+        raise EnvironmentUnfit(
+            f"ONNX Runtime {onnxruntime.__version__} has no {wanted}, only {', '.join(found)}; "
+            "install onnxruntime-gpu in its place"
+        )
 
 
 def open_session(

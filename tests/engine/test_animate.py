@@ -233,11 +233,11 @@ def test_on_a_gpu_the_encoders_buffer_comes_with_the_frames() -> None:
     jobs = [make_job(runner, key, length) for key, length in enumerate((3, 1, 9, 4))]
     for made in animate_jobs(jobs, runner=runner, batch_size=BATCH):
         single = [
-            runner.animate(made.job.source, made.job.kp_source, made.job.kp_driving[[t] * BATCH])[0]
+            runner.animate(made.job.source, made.job.kp_source, made.job.kp_driving[t])
             for t in range(len(made.frames))
         ]
-        wanted = frames_from_images(torch.stack(single)).cpu().numpy()
-        assert np.array_equal(made.frames, wanted)
+        wanted = frames_from_images(torch.cat(single)).cpu().numpy()
+        assert np.abs(made.frames.astype(int) - wanted).max() <= 1  # another batch size rounds so
         assert made.i420 is not None
         assert np.array_equal(made.i420, rgb_to_i420(made.frames))
 

@@ -20,7 +20,8 @@ from dfm_engine.errors import EnvironmentUnfit
 from dfm_export import ort_graph
 from dfm_export.cuda_graphs import MOST, CudaGraphs
 from dfm_export.front_door import Part
-from dfm_export.ort_graph import OrtGraph, open_session
+from dfm_export.models import choose_backend
+from dfm_export.ort_graph import OrtGraph, check_provider, open_session
 from dfm_export.ort_stages import StagedGraph
 from dfm_export.runners import CompiledTorchGraph, TorchGraph
 from dfm_export.specs import GraphSpec
@@ -262,3 +263,15 @@ def test_a_recorded_graph_is_replayed_with_each_calls_own_tensors() -> None:
     thread.start()
     thread.join()
     assert others == [{}]  # tensors of one thread are never written by another
+
+
+def test_a_provider_that_is_not_built_in_is_refused_before_anything_is_exported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_provider("cpu")
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EnvironmentUnfit, match="no CUDAExecutionProvider, only CPUExecution"):
+        choose_backend("onnxruntime", "cuda")
+    assert choose_backend("onnxruntime", "cpu") == "onnxruntime"

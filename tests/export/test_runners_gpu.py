@@ -18,7 +18,7 @@ from dfm_export.cache import EngineCache
 from dfm_export.fomm_runner import FommGraphsRunner
 from dfm_export.graphs import fomm_graphs
 from dfm_export.models import Opening, open_graph
-from dfm_export.ort_graph import OrtGraph
+from dfm_export.ort_graph import OrtGraph, check_provider
 from dfm_export.precision import plan_of
 from dfm_export.runners import CompiledTorchGraph, GraphRunner
 from dfm_export.specs import GraphSpec
@@ -34,6 +34,10 @@ TOLERANCE = 1e-5  # other kernels, float32 throughout: a few roundings of 27 pro
 def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GraphRunner]:
     path = write_warp(tmp_path / "animate.onnx")
     if request.param == "onnxruntime":
+        try:
+            check_provider("cuda")
+        except EnvironmentUnfit as error:
+            pytest.skip(str(error))
         opened: GraphRunner = OrtGraph(path, WARP, device="cuda", max_batch=8)
     elif request.param == "torch-compile":
         opened = CompiledTorchGraph(Warp(), WARP, max_batch=8)
