@@ -106,6 +106,20 @@ def test_a_rows_bits_do_not_depend_on_the_number_of_cores() -> None:
     assert (found[0][2][0] - found[0][2][1]).abs().max() > 1e-3  # rows differ
 
 
+def test_keypoints_on_a_cpu_are_summed_in_the_short_chains_of_the_plain_layout() -> None:
+    """The layout that is faster for the generator rounds otherwise, and the frame shows it."""
+    fomm = make_fomm(small_config(num_kp=6), seed=2)
+    images = pictures(2, (64, 64), seed=5).float()
+    with torch.inference_mode():
+        wanted = [fomm.keypoints(image[None]) for image in images]
+    runner = TorchRunner(fomm, threads=1)
+    found = runner.keypoints(images)
+    for row, kp in enumerate(wanted):
+        assert torch.equal(found.value[row], kp.value[0])
+    convolution = runner.fomm.generator.first.conv.weight
+    assert convolution.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_crew_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 thread, got 0"):
         Crew(0)
