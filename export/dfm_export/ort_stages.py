@@ -92,14 +92,18 @@ class _Cut:
     def __init__(self, model: Any) -> None:
         self.model, self.graph = model, model.graph
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.constants = [node for node in model.graph.node if not any(node.input)]
+        self.constants: list[Any] = []  # computed from weights alone, such as dequantised ones
         self.nodes: dict[int, list[Any]] = {}
         self.samples: dict[int, list[_Sample]] = {}
         self._kinds = _kinds(model)
-        self._fixed = {name for node in self.constants for name in node.output} | set(self.weights)
+        self._fixed = set(self.weights)
+        for node in model.graph.node:
+            if all(name in self._fixed for name in node.input if name):
+                self.constants.append(node)
+                self._fixed.update(node.output)
         stages = dict.fromkeys((*(value.name for value in model.graph.input), *self._fixed), 0)
         for node in model.graph.node:
-            if not any(node.input):
+            if node.output[0] in self._fixed:
                 continue
             stage = max(stages[name] for name in node.input if name)
             if node.op_type == "GridSample":
@@ -117,7 +121,7 @@ class _Cut:
         return range(max((*self.nodes, *self.samples)) + 1)
 
     def stage(self, number: int, open_session: OpenSession) -> _Stage:
-        """One part as a model of its own; weights go where they are used."""
+        """One part as a model of its own; weights, and what is made of them alone, where used."""
         from onnx import helper
 
         own = self.nodes.get(number, [])
@@ -129,8 +133,13 @@ class _Cut:
         samples = tuple(self.samples.get(number, ()))
         if not outputs:
             return _Stage(None, (), (), samples)
+        constants: list[Any] = []
+        for node in reversed(self.constants):
+            if used & set(node.output):
+                constants.insert(0, node)
+                used.update(node.input)
         part = helper.make_graph(
-            [*(node for node in self.constants if used & set(node.output)), *own],
+            [*constants, *own],
             f"{self.graph.name}-{number}",
             [self._kinds[name] for name in inputs],
             [self._kinds[name] for name in outputs],

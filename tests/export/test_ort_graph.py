@@ -105,6 +105,45 @@ def test_a_graph_is_cut_at_each_sample_and_nowhere_else(tmp_path: Path) -> None:
         torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=0, atol=2e-6)
 
 
+def test_what_is_made_of_weights_alone_stays_with_who_uses_it(tmp_path: Path) -> None:
+    """A dequantised weight that came from another session would be no integer convolution's."""
+    node = helper.make_node
+    nodes = [
+        node("DequantizeLinear", ["w8", "scale", "zero"], ["w"]),
+        node("GridSample", ["image", "grid"], ["a"], mode="bilinear", padding_mode="zeros"),
+        node("Neg", ["w"], ["minus_w"]),
+        node("Conv", ["a", "minus_w"], ["b"]),
+        node("Conv", ["b", "w"], ["out"]),
+    ]
+    tensors = [
+        helper.make_tensor_value_info(name, 1, ["batch", *sides])
+        for name, sides in (("image", (3, 8, 8)), ("grid", (8, 8, 2)), ("out", (3, 8, 8)))
+    ]
+    weights = [
+        numpy_helper.from_array(np.arange(9, dtype=np.int8).reshape(3, 3, 1, 1), "w8"),
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+        numpy_helper.from_array(np.int8(0), "zero"),
+    ]
+    graph = helper.make_graph(nodes, "g", tensors[:2], tensors[2:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "g.onnx"))
+    opened: list[bytes] = []
+
+    def open_part(data: bytes) -> Any:
+        opened.append(data)
+        return open_session(data, "cpu")
+
+    staged = StagedGraph(tmp_path / "g.onnx", open_part)
+    (part,) = (onnx.load_from_string(data).graph for data in opened)
+    assert [n.op_type for n in part.node] == ["DequantizeLinear", "Neg", "Conv", "Conv"]
+    assert [value.name for value in part.input] == ["a"]
+    feeds = warp_feeds(2)
+    (found,) = staged.run(feeds).values()
+    arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
+    (wanted,) = open_session(tmp_path / "g.onnx", "cpu").run(None, arrays)
+    torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("is_staged", [True, False])
 def test_rows_are_dealt_out_to_a_crew_and_come_out_as_one_by_one(
     path: Path, monkeypatch: pytest.MonkeyPatch, is_staged: bool
