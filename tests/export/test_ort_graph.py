@@ -121,8 +121,8 @@ def test_what_is_made_of_weights_alone_stays_with_who_uses_it(tmp_path: Path) ->
     ]
     weights = [
         numpy_helper.from_array(np.arange(9, dtype=np.int8).reshape(3, 3, 1, 1), "w8"),
-        numpy_helper.from_array(np.float32(0.1), "scale"),
-        numpy_helper.from_array(np.int8(0), "zero"),
+        numpy_helper.from_array(np.array(0.1, dtype=np.float32), "scale"),
+        numpy_helper.from_array(np.array(0, dtype=np.int8), "zero"),
     ]
     graph = helper.make_graph(nodes, "g", tensors[:2], tensors[2:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
