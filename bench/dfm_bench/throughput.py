@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from dfm_bench import plots
+from dfm_bench.bystanders import CoresWatch
 from dfm_bench.ceilings import Material, measure_ceilings, stage_ceilings
 from dfm_bench.facts import read_facts
 from dfm_bench.generators import Subject, Way, check_ways, generator_rows
@@ -103,7 +104,8 @@ def run_bench_throughput(
             if device.type == "cpu"
             else ()
         )
-        summary, wall_s = timed_build(options, machinery, progress=progress)
+        with CoresWatch() as cores:
+            summary, wall_s = timed_build(options, machinery, progress=progress)
     stages = stage_rows(summary.timings, wall_s, stage_ceilings(parts, workload.recipe))
     whole = [end_to_end(stages, parts, machinery, wall_s)]
     if device.type == "cpu":
@@ -123,7 +125,15 @@ def run_bench_throughput(
         queues=summary.queues,
         bottleneck=bottleneck(stages),
         remark="\n\n".join(
-            part for part in (remark, _reached(whole[0]), _speedups(generated), *found) if part
+            part
+            for part in (
+                remark,
+                _reached(whole[0]),
+                cores.sentence(facts.cores),
+                _speedups(generated),
+                *found,
+            )
+            if part
         ),
         figures=(_by_batch(generated), _timeline(summary.spans, wall_s)),
         outlook=outlook(stages),
