@@ -124,6 +124,7 @@ def timed_build(
         threads=machinery.threads,
         reader=machinery.reader,
         lanes=machinery.lanes,
+        framing=machinery.framing,
         progress=progress,
     )
     wall_s = time.perf_counter() - started

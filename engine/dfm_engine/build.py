@@ -27,6 +27,7 @@ from dfm_engine.encoding import QUEUE_CLIPS, Encoders
 from dfm_engine.errors import ShortfallError
 from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.finish import BuildSummary, finish, quarantined_inputs
+from dfm_engine.framing_workers import FramingWorkers
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.jobs import RunFolder
 from dfm_engine.lanes import Lanes, lane
@@ -59,6 +60,7 @@ def build_dataset(
     threads: int,
     reader: FrameReader | None = None,
     lanes: Lanes | None = None,
+    framing: FramingWorkers | None = None,
     stop: StopRequest | None = None,
     say: Said = lambda text: None,
     progress: bool = True,
@@ -74,10 +76,12 @@ def build_dataset(
         batch_size: generator rows per batch; fixed in run.json, as it may decide a rounding. A run
             that is there keeps its own, unless the recipe names one.
         threads: of torch, set by the caller; likewise.
-        reader: decodes the clips, the same that `framer` uses; PyAV where left out. Fixed in
-            run.json, too: two decoders agree within a rounding, not to the bit.
+        reader: decodes the clips, the same that `framer` uses but for `framing`; PyAV where left
+            out. Fixed in run.json, too: two decoders agree within a rounding, not to the bit.
         lanes: clips that each stage works at side by side; the bytes do not depend on it. Framer,
             detector and reader are called by several threads if one of them is above 1.
+        framing: processes that frame, with the same outcome as `framer`, which then is theirs.
+            That it is there is fixed in run.json: the device of the detector may decide a rounding.
         stop: set by a signal; the run then ends after the wave under way.
         say: told what a person wants to read.
         progress: write a line of it every few seconds.
@@ -108,8 +112,16 @@ def build_dataset(
         "threads": threads,
         "frame_size": list(runner.frame_size),
     }
+    framed_by = framing.name if framing else None  # None: detector and reader of the run
+    if framed_by:
+        contract["frame"] = framed_by
     with RunFolder.open(options.out, contract=contract, recipe_toml=to_toml(recipe)) as folder:
-        store = PreparedStore(options.out / "prepared", recipe, frame_size=runner.frame_size[0])
+        store = PreparedStore(
+            options.out / "prepared",
+            recipe,
+            frame_size=runner.frame_size[0],
+            framed_by=framed_by,
+        )
         looked: dict[Any, Prepared] = {}
         clips: list[SourceClip | DrivingClip] = [*inputs.sources.clips, *inputs.driving.clips]
         preparing = prepare_clips(
@@ -121,6 +133,7 @@ def build_dataset(
             meters=meters,
             framers=lanes.frame,
             within=partial(lane, runner.device),
+            framing=framing,
         )
         with (
             Ticker(lambda: _preparing_line(looked, clips, meters), enabled=progress),

@@ -11,13 +11,12 @@ import torch
 
 from dfm_engine import fomm
 from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
-from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
 from dfm_engine.errors import UsageError
-from dfm_engine.faces.framing import frame_clip
 from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.fomm.model import Fomm
-from dfm_engine.lanes import Lanes, plan_lanes
+from dfm_engine.framing_workers import FramingWorkers, framer_of
+from dfm_engine.lanes import Lanes, plan_framing, plan_lanes
 from dfm_engine.machine import read_cores
 from dfm_engine.prepare import Framer
 from dfm_engine.recipe import BuildRecipe
@@ -57,6 +56,7 @@ class Machinery:
     workers: int
     lanes: Lanes = field(default_factory=Lanes)
     reader: FrameReader = field(default_factory=PyavReader)
+    framing: FramingWorkers | None = None
 
 
 def load_machinery(
@@ -71,8 +71,8 @@ def load_machinery(
     """Load the networks of a build and share out the cores.
 
     On a CPU all of them are torch's, and all but one have an encoder each: the generator keeps them
-    busy, the encoders a few. With a GPU the encoders are what they are for. What the stages beside
-    both have, see `lanes.plan_lanes`.
+    busy, the encoders a few. With a GPU the encoders are what they are for; before them, processes
+    that frame. What the stages beside both have, see `lanes.plan_lanes`.
 
     Args:
         recipe: of the build.
@@ -91,10 +91,17 @@ def load_machinery(
     detector = Mtcnn.load(where)
     batch_size = recipe.plan.batch_size or plan_batch_size(model.config, where)
     runner = open_runner(model, where, batch_size) if open_runner else None
+    size, framing = model.frame_size[0], None
+    if processes := plan_framing(cores, where):
+        framing = FramingWorkers(recipe=recipe, size=size, count=processes)
+        framer = framing.framer()  # whoever frames a clip, the outcome is the same
+    else:
+        framer = framer_of(recipe, detector, size=size, reader=reader)
     return Machinery(
         runner=TorchRunner(model, where) if runner is None else runner,
         detector=detector,
-        framer=framer_of(recipe, detector, size=model.frame_size[0], reader=reader),
+        framer=framer,
+        framing=framing,
         reader=reader,
         batch_size=batch_size,
         threads=cores,
@@ -123,32 +130,6 @@ def weights_banner(weights: str) -> str:
         "demo": "Fakes by the small demonstration model, trained on procedural faces: "
         "they show how the engine works, not how good the method is.",
     }.get(weights, "")
-
-
-def framer_of(
-    recipe: BuildRecipe, detector: Mtcnn, *, size: int, reader: FrameReader | None = None
-) -> Framer:
-    """`frame_clip` with the settings of a build bound to it."""
-
-    def frame(clip: SourceClip | DrivingClip) -> FramedClip:
-        is_driving = isinstance(clip, DrivingClip)
-        return frame_clip(
-            clip.path,
-            detector=detector,
-            size=size,
-            limits=recipe.limits,
-            faces=recipe.faces,
-            clips=recipe.clips,
-            sources=None if is_driving else recipe.sources,
-            start_s=clip.start_s if is_driving else 0.0,
-            end_s=clip.end_s if is_driving else None,
-            mirrored=is_driving and clip.mirrored,
-            is_still=not is_driving and clip.is_still,
-            sha256=clip.sha256,
-            reader=reader,
-        )
-
-    return frame
 
 
 def open_reader(decode: str, device: str, *, pipelines: int = 1) -> FrameReader:

@@ -2,9 +2,9 @@
 
 Each file is first decoded in full by a worker process (`media.probe_workers`): a file that takes
 FFmpeg down takes that worker, not the run. What survives is framed (`faces.framing`), several clips
-at once, and the outcome, a small JSON file in `<out>/prepared/`, is all that planning needs, so a
-resumed run plans without decoding anything again. Pixels are not kept: a job decodes its clips when
-its turn comes.
+at once: by threads, or beside a GPU by the same worker (`framing_workers`). The outcome, a small
+JSON file in `<out>/prepared/`, is all that planning needs, so a resumed run plans without decoding
+anything again. Pixels are not kept: a job decodes its clips when its turn comes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dfm_engine.clip import Box, DrivingClip, FramedClip, SourceClip
 from dfm_engine.durable import write_durably
@@ -26,6 +27,9 @@ from dfm_engine.media.probe_workers import probe_all
 from dfm_engine.overlap import MapAhead
 from dfm_engine.progress import Meters
 from dfm_engine.recipe import BuildRecipe, Limits
+
+if TYPE_CHECKING:
+    from dfm_engine.framing_workers import FramingWorkers
 
 Given = tuple[SourceClip | DrivingClip, Probe | MediaError, int]
 """A clip, what its probe says, and the workers that died on it."""
@@ -110,15 +114,20 @@ class PreparedStore:
         folder: `<out>/prepared`.
         recipe: the parts that decide an outcome (limits, faces, clips, sources) are in the key.
         frame_size: side of the canonical frame.
+        framed_by: what looks for the face, where it is not what the networks of the run would be:
+            another may see a box elsewhere by a rounding.
     """
 
-    def __init__(self, folder: Path, recipe: BuildRecipe, *, frame_size: int) -> None:
+    def __init__(
+        self, folder: Path, recipe: BuildRecipe, *, frame_size: int, framed_by: str | None = None
+    ) -> None:
         self._folder = folder
         parts = [
             CONTRACT,
             frame_size,
             *(dataclasses.asdict(part) for part in (recipe.limits, recipe.faces, recipe.clips)),
             dataclasses.asdict(recipe.sources),
+            *([framed_by] if framed_by else []),
         ]
         self._settings = json.dumps(parts, sort_keys=True)
 
@@ -152,6 +161,10 @@ class Framer(Protocol):
         ...
 
 
+Looked = tuple[SourceClip | DrivingClip, Prepared]
+"""A clip, and its outcome."""
+
+
 def prepare_clips(
     clips: Sequence[SourceClip | DrivingClip],
     store: PreparedStore,
@@ -162,7 +175,8 @@ def prepare_clips(
     meters: Meters,
     framers: int = 1,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Generator[tuple[SourceClip | DrivingClip, Prepared], None, None]:
+    framing: FramingWorkers | None = None,
+) -> Generator[Looked, None, None]:
     """Look at every clip that `store` does not know yet.
 
     Args:
@@ -174,6 +188,8 @@ def prepare_clips(
         meters: where the time goes.
         framers: clips framed at once, each on one core.
         within: entered by each thread that frames.
+        framing: processes that probe and frame in place of both, where there are enough files for
+            them; `framer` then is theirs.
 
     Yields:
         Each clip with its outcome: first the known ones, then the others in order. Close it where
@@ -192,6 +208,22 @@ def prepare_clips(
     by_path: dict[Path, list[SourceClip | DrivingClip]] = {path: [] for path in paths}
     for clip in unknown:
         by_path[clip.path].append(clip)
+
+    def keep(given: Looked) -> Looked:
+        clip, outcome = given
+        if outcome.kind not in PASSING_KINDS:
+            store.write(clip, outcome)
+        return given
+
+    # Outcomes are small: a clip that takes long does not make the others wait.
+    ahead = partial(
+        MapAhead[Any, Looked], workers=framers, depth=LOOK_AHEAD * framers, name="frame"
+    )
+    if framing is not None and framing.is_worth(len(paths)):
+        found = framing.outcomes(list(by_path.values()), meters=meters)
+        with ahead(keep, found) as outcomes:
+            yield from outcomes
+        return
     probing = meters.stage("probe", workers=min(max(1, workers), len(paths)))
     meters.stage("frame", workers=framers)
 
@@ -207,31 +239,21 @@ def prepare_clips(
                 for clip in by_path[paths[index]]:
                     yield clip, probed, attempts
 
-    def look(given: Given) -> tuple[SourceClip | DrivingClip, Prepared]:
-        outcome = _look(*given, framer, meters)
-        if outcome.kind not in PASSING_KINDS:
-            store.write(given[0], outcome)
-        return given[0], outcome
+    def look(given: Given) -> Looked:
+        return keep((given[0], look_at(*given, framer, meters)))
 
-    # Outcomes are small: a clip that takes long does not make the others wait.
-    with MapAhead(
-        look,
-        looks(),
-        workers=framers,
-        depth=LOOK_AHEAD * framers,
-        name="frame",
-        within=within,
-    ) as outcomes:
+    with ahead(look, looks(), within=within) as outcomes:
         yield from outcomes
 
 
-def _look(
+def look_at(
     clip: SourceClip | DrivingClip,
     probed: Probe | MediaError,
     attempts: int,
     framer: Framer,
     meters: Meters,
 ) -> Prepared:
+    """The outcome of a clip: what its probe says, or its framing."""
     try:
         if isinstance(probed, MediaError):
             raise probed

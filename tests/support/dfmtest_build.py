@@ -12,6 +12,7 @@ from dfm_engine.build import BuildOptions, BuildSummary, build_dataset
 from dfm_engine.clip import DrivingClip, FramedClip, SourceClip
 from dfm_engine.faces.framing import frame_clip
 from dfm_engine.faces.mtcnn import Mtcnn
+from dfm_engine.framing_workers import FramingWorkers
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.lanes import Lanes
 from dfm_engine.recipe import BuildRecipe
@@ -35,6 +36,7 @@ class Workbench:
         driving: Path | None = None,
         stop: StopRequest | None = None,
         lanes: Lanes | None = None,
+        framing: FramingWorkers | None = None,
         **options: Any,
     ) -> BuildSummary:
         return build_dataset(
@@ -47,16 +49,17 @@ class Workbench:
             ),
             runner=self.runner,
             detector=self.detector,
-            framer=self._frame,
+            framer=self.framer,
             workers=1,
             batch_size=8,
             threads=1,
             lanes=lanes,
+            framing=framing,
             stop=stop,
             progress=False,
         )
 
-    def _frame(self, clip: SourceClip | DrivingClip) -> FramedClip:
+    def framer(self, clip: SourceClip | DrivingClip) -> FramedClip:
         key = clip.sha256, isinstance(clip, SourceClip)
         if key not in self.framed:
             self.framed[key] = frame_clip(

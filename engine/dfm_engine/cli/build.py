@@ -101,6 +101,7 @@ def build_dataset(
             threads=machinery.threads,
             reader=machinery.reader,
             lanes=machinery.lanes,
+            framing=machinery.framing,
             stop=stop,
             say=say,
         )

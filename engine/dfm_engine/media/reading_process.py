@@ -33,17 +33,21 @@ class ReadingProcess:
         serve: called there as `serve(pipe, *given)`, and may end when the pipe does (EOFError,
             OSError); importable by name, from a module that never imports torch.
         given: what can be pickled.
+        begin: called there first; what it returns comes before `given`. Whatever takes long to
+            load belongs here: the process is ready after it.
 
     Attributes:
         pipe: to it; for what it sends see `receive`.
     """
 
-    def __init__(self, serve: Callable[..., None], *given: Any) -> None:
+    def __init__(
+        self, serve: Callable[..., None], *given: Any, begin: Callable[[], Any] | None = None
+    ) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._is_ready = False
         self._process = context.Process(
-            target=_main, args=(theirs, os.getpid(), serve, given), daemon=True
+            target=_main, args=(theirs, os.getpid(), begin, serve, given), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -89,13 +93,19 @@ class ReadingProcess:
 
 
 def _main(
-    pipe: connection.Connection, parent: int, serve: Callable[..., None], given: tuple[Any, ...]
+    pipe: connection.Connection,
+    parent: int,
+    begin: Callable[[], Any] | None,
+    serve: Callable[..., None],
+    given: tuple[Any, ...],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere the end of the pipe tells
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         return
+    if begin is not None:
+        given = begin(), *given
     try:
         pipe.send(None)
         serve(pipe, *given)
