@@ -33,22 +33,21 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfm_engine.audit.features import FileFeatures, read_features
+from dfm_engine.audit.features import FileFeatures
 from dfm_engine.audit.logistic import cross_validated
+from dfm_engine.audit.reading import read_all
 from dfm_engine.audit.result import AuditReport, AuditRow
 from dfm_engine.audit.telling import BORDER, CODEC, CONTAINER, FIRST_FRAME, most_telling
 from dfm_engine.clip import QUALITIES
 from dfm_engine.columns import Row
 from dfm_engine.detect.metrics import bootstrap, measure
-from dfm_engine.errors import DfmError, MediaError
-from dfm_engine.machine import read_cores
+from dfm_engine.errors import DfmError
 
 __all__ = ["BASELINES", "MAX_CLIPS", "MIN_PEOPLE", "audit_or_note", "audit_rows"]
 
@@ -109,7 +108,7 @@ def audit_rows(
         found,
         rows=tuple(made),
         unreadable=len(refused),
-        notes=tuple(_notes(found, refused)),
+        notes=tuple(_notes(found, refused, files=len(files), of=len(usable))),
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -244,30 +243,24 @@ def _read(
     rows: Sequence[Row], root: Path, progress: Callable[[int, int], None]
 ) -> tuple[list[tuple[Row, FileFeatures]], list[str]]:
     """Features of every readable file in the order of the rows, and why others are not."""
-
-    def read(row: Row) -> FileFeatures | str:
-        try:
-            return read_features(root / row["path"])
-        except MediaError as error:
-            return f"{row['path']}: {error.reason}"
-
     good: list[tuple[Row, FileFeatures]] = []
     refused: list[str] = []
-    with ThreadPoolExecutor(max(1, int(read_cores()))) as pool:
-        for done, (row, each) in enumerate(zip(rows, pool.map(read, rows), strict=True), start=1):
-            if isinstance(each, str):
-                refused.append(each)
-            else:
-                good.append((row, each))
-            progress(done, len(rows))
+    found = read_all([root / row["path"] for row in rows])
+    for done, (row, each) in enumerate(zip(rows, found, strict=True), start=1):
+        if isinstance(each, str):
+            refused.append(f"{row['path']}: {each}")
+        else:
+            good.append((row, each))
+        progress(done, len(rows))
     return good, refused
 
 
-def _notes(found: AuditReport, refused: Sequence[str]) -> list[str]:
+def _notes(found: AuditReport, refused: Sequence[str], *, files: int, of: int) -> list[str]:
     looked = (
         f"{found.clips} clips"
         if found.clips == found.clips_in_set
-        else (f"{found.clips} of {found.clips_in_set} clips")
+        else f"{found.clips} of {found.clips_in_set} clips ({files} of {of} files), drawn by their "
+        "ids and the same each time,"
     )
     notes = [
         f"Looked at {looked} of {found.people} people. Trained on some people, tested on others; "

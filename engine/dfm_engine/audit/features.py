@@ -7,12 +7,13 @@ but for its length: it says on purpose whether a clip is synthetic.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -28,6 +29,8 @@ from dfm_engine.media.bitstream import options_in
 __all__ = ["FileFeatures", "read_features"]
 
 Floats = NDArray[np.float64]
+Plane = NDArray[np.uint8]
+Planes = tuple[Plane, Plane, Plane]
 
 DECODED = 32  # pictures of which quantisers are read; of every eighth the border
 BORDER_EVERY = 8
@@ -83,12 +86,15 @@ def read_features(path: Path) -> FileFeatures:
                     frames += packet.decode()
             if not frames:
                 raise MediaError(path, "corrupt", "no picture decodes; make the clip again")
+            looked_at = [_planes(frame) for frame in frames[:DECODED:BORDER_EVERY]]
+            if len({picture[0].shape for picture in looked_at}) > 1:
+                raise MediaError(path, "size-change", "changes its size; make the clip again")
             return FileFeatures(
                 codec=_codec(sizes, keys, frames),
                 container=_container(container, video),
                 facts=frozenset(_facts(path, container, video, frames[0], options)),
-                first_frame=_first_frame(frames[0]),
-                border=_border(frames[:DECODED:BORDER_EVERY]),
+                first_frame=_first_frame(looked_at[0]),
+                border=_border(looked_at),
             )
     except (FFmpegError, OSError) as error:
         raise MediaError(path, "corrupt", f"does not decode: {error}") from error
@@ -98,7 +104,7 @@ def _codec(sizes: list[int], keys: int, frames: list[VideoFrame]) -> Floats:
     """Sizes in decoding order; pictures of the start by type, with their quantisers."""
     logs = np.log(np.array(sizes, np.float64))
     types = [int(frame.pict_type) for frame in frames]
-    quantisers = np.array([_quantiser(frame) for frame in frames])  # (T, 2): mean, spread
+    quantisers = _quantisers(frames)  # (T, 2): mean, spread
     by_type = [
         float(quantisers[[t == kind for t in types], 0].mean()) if kind in types else 0.0
         for kind in PICTURE_TYPES
@@ -125,22 +131,48 @@ def _codec(sizes: list[int], keys: int, frames: list[VideoFrame]) -> Floats:
     )
 
 
-def _quantiser(frame: VideoFrame) -> tuple[float, float]:
-    """Mean and spread of the QP over a picture's blocks; zeros where FFmpeg does not export it.
+def _quantisers(frames: list[VideoFrame]) -> Floats:
+    """Mean and spread (T, 2) of the QP over each picture's blocks; zeros where there is none.
 
     The side data is FFmpeg's AVVideoEncParams: a header, then blocks of (x, y, w, h, delta).
     """
+    found = np.zeros((len(frames), 2))
+    deltas: list[NDArray[np.uint8]] = []
+    places: list[int] = []
+    for place, frame in enumerate(frames):
+        raw = _encoder_parameters(frame)
+        if raw is None:
+            continue
+        count, offset, size, _, qp = struct.unpack_from("@IxxxxQQii", raw)
+        found[place, 0] = qp
+        if count and offset + count * size <= len(raw):
+            blocks = np.frombuffer(raw, np.uint8, count * size, offset).reshape(count, size)
+            deltas.append(blocks[:, 16:20])
+            places.append(place)
+    if places:
+        ends = np.cumsum([len(each) for each in deltas])
+        starts = np.append(0, ends[:-1])
+        values = np.concatenate(deltas).view(np.int32)[:, 0].astype(np.int64)
+        mean, spread = _means_and_spreads(values, starts)
+        found[places, 0] += mean
+        found[places, 1] = spread
+    return found
+
+
+def _encoder_parameters(frame: VideoFrame) -> bytes | None:
     side_data: Any = frame.side_data  # PyAV types it as a mapping, but it iterates over values
     for data in side_data:
         if data.type == Type.VIDEO_ENC_PARAMS:
-            raw = bytes(data)
-            count, offset, size, _, qp = struct.unpack_from("@IxxxxQQii", raw)
-            if not count or offset + count * size > len(raw):
-                return float(qp), 0.0
-            blocks = np.frombuffer(raw, np.uint8, count * size, offset).reshape(count, size)
-            deltas = np.ascontiguousarray(blocks[:, 16:20]).view(np.int32)[:, 0]
-            return float(qp + deltas.mean()), float(deltas.std())
-    return 0.0, 0.0
+            return bytes(data)
+    return None
+
+
+def _means_and_spreads(values: NDArray[np.int64], starts: NDArray[np.int64]) -> tuple[Any, Any]:
+    """Of the parts of (..., N) that begin at `starts`: sums of whole numbers have no rounding."""
+    counts = np.diff(starts, append=values.shape[-1])
+    sums = np.add.reduceat(values, starts, axis=-1)
+    squares = np.add.reduceat(values * values, starts, axis=-1)
+    return sums / counts, np.sqrt(counts * squares - sums * sums) / counts
 
 
 def _container(container: Any, video: VideoStream) -> Floats:
@@ -203,52 +235,78 @@ def _boxes(path: Path) -> Iterator[str]:
                 yield kind.decode("ascii", "replace")
 
 
-def _first_frame(frame: VideoFrame) -> Floats:
-    luma, *chroma = _planes(frame)
+def _first_frame(planes: Planes) -> Floats:
+    luma, *chroma = planes
     return np.concatenate(
         [_averaged(luma, GRID).ravel(), *(_averaged(c, GRID // 2).ravel() for c in chroma)]
     )
 
 
-def _border(frames: list[VideoFrame]) -> Floats:
-    """Per ring from the edge inwards, over all frames: mean, spread, step to the next ring."""
-    rings: list[list[Floats]] = []
-    chroma: list[list[float]] = []
-    for frame in frames:
-        luma, *others = _planes(frame)
-        rings.append([_ring(luma, depth) for depth in range(RING + 1)])
-        chroma.append([float(_ring(c, depth).mean()) for c in others for depth in range(2)])
-    means = np.array([[ring.mean() for ring in each] for each in rings])  # (T, RING + 1)
-    spreads = np.array([[ring.std() for ring in each] for each in rings])
+def _border(pictures: list[Planes]) -> Floats:
+    """Per ring from the edge inwards, over all frames: mean, spread, step to the next ring.
+
+    All rings of all pictures at once: NumPy's calls cost more than the pixels, and other threads
+    wait for each.
+    """
+    luma, *chroma = (np.stack(planes) for planes in zip(*pictures, strict=True))  # (T, H, W)
+    places, starts = _rings(luma.shape[1], luma.shape[2], RING + 1)
+    pixels = luma.reshape(len(luma), -1)[:, places].astype(np.int64)  # (T, N)
+    means, spreads = _means_and_spreads(pixels, starts)  # (T, RING + 1)
     steps = np.abs(np.diff(means, axis=1))
-    rough = np.array([[np.abs(np.diff(ring)).mean() for ring in each] for each in rings])
+    # The step from one ring's last pixel to the next ring's first is none of either.
+    jumps = np.abs(np.diff(pixels, axis=1, append=pixels[:, -1:]))
+    ends = np.append(starts[1:], pixels.shape[1]) - 1
+    jumps[:, ends] = 0
+    rough = np.add.reduceat(jumps, starts, axis=1) / (ends - starts)
     change = np.abs(np.diff(means, axis=0)).mean(0) if len(means) > 1 else 0 * means[0]
     parts = (means, spreads, steps, rough)
-    return np.concatenate(
-        [*(part[:, :RING].mean(0) for part in parts), change[:RING], np.array(chroma).mean(0)]
-    )
+    tints: list[Floats] = []
+    places, starts = _rings(chroma[0].shape[1], chroma[0].shape[2], 2)
+    for plane in chroma:
+        pixels = plane.reshape(len(plane), -1)[:, places].astype(np.int64)
+        tints.append(_means_and_spreads(pixels, starts)[0].mean(0))
+    return np.concatenate([*(part[:, :RING].mean(0) for part in parts), change[:RING], *tints])
 
 
-def _ring(plane: Floats, depth: int) -> Floats:
-    """The pixels at a distance from the nearest edge, once round; the middle of a tiny plane."""
-    depth = min(depth, (min(plane.shape) - 1) // 2)
-    inner = plane[depth : plane.shape[0] - depth, depth : plane.shape[1] - depth]
-    return np.concatenate([inner[0], inner[1:, -1], inner[-1, -2::-1], inner[-2:0:-1, 0]])
+@functools.lru_cache(maxsize=8)
+def _rings(height: int, width: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of the outermost rings in a flat plane, each once round, and where each ring begins.
+
+    A ring is what lies at a distance from the nearest edge; in a tiny plane the middle is repeated.
+    """
+    plane = np.arange(height * width).reshape(height, width)
+    rings: list[NDArray[np.int64]] = []
+    for ring in range(count):
+        depth = min(ring, (min(height, width) - 1) // 2)
+        inner = plane[depth : height - depth, depth : width - depth]
+        rings.append(
+            np.concatenate([inner[0], inner[1:, -1], inner[-1, -2::-1], inner[-2:0:-1, 0]])
+        )
+    return np.concatenate(rings), np.cumsum([0, *map(len, rings[:-1])])
 
 
-def _averaged(plane: Floats, side: int) -> Floats:
+def _averaged(plane: Plane, side: int) -> Floats:
     """Means over side x side rectangles that share the plane evenly."""
     edges = [np.linspace(0, length, side + 1).astype(np.int64) for length in plane.shape]
     rows, columns = (edge[:-1] for edge in edges)
-    sums = np.add.reduceat(np.add.reduceat(plane, rows, axis=0), columns, axis=1)
+    sums = np.add.reduceat(np.add.reduceat(plane, rows, axis=0, dtype=np.int64), columns, axis=1)
     heights, widths = (np.diff(edge).astype(np.float64) for edge in edges)
     return sums / (heights[:, None] * widths)
 
 
-def _planes(frame: VideoFrame) -> tuple[Floats, Floats, Floats]:
+def _planes(frame: VideoFrame) -> Planes:
     """Luma and both chroma planes of a picture, converted to 4:2:0 where it is something else."""
     height, width = frame.height // 2 * 2, frame.width // 2 * 2
-    packed = frame.to_ndarray(format="yuv420p", width=width, height=height).astype(np.float64)
-    luma = packed[:height]
+    if (frame.format.name, frame.height, frame.width) == ("yuv420p", height, width):
+        luma, *chroma = (
+            np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, plane.line_size)[
+                : plane.height, : plane.width
+            ]
+            for plane in frame.planes
+        )
+        return luma, chroma[0], chroma[1]
+    packed: Plane = np.asarray(
+        frame.to_ndarray(format="yuv420p", width=width, height=height), np.uint8
+    )
     chroma = packed[height:].reshape(2, height // 2, width // 2)
-    return luma, chroma[0], chroma[1]
+    return packed[:height], chroma[0], chroma[1]

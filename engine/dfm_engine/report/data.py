@@ -34,6 +34,7 @@ class Example:
         name: the clip id.
         source: uint8 (H, W, 3), the source image.
         driving, result, real: frames uint8 (T, H, W, 3), or a file to read them from.
+        frames: of the files, where that is known; a file with others is read twice.
         videos: (caption, file) of small files to be played in the page.
         verdict: of the screen, in words.
         passed: by the screen; None where it was not asked.
@@ -45,6 +46,7 @@ class Example:
     driving: Pixels | Path | None = None
     result: Pixels | Path | None = None
     real: Pixels | Path | None = None
+    frames: int | None = None
     videos: tuple[tuple[str, Path], ...] = ()
     verdict: str = ""
     passed: bool | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from dfm_engine.actions import Action
 from dfm_engine.clip import Box
 from dfm_engine.columns import Row, path_of_text
 from dfm_engine.errors import MediaError
-from dfm_engine.media.decode import read_frames, read_still
+from dfm_engine.media.decode import read_frames, read_shown, read_still
 from dfm_engine.report.data import Example
-from dfm_engine.report.pictures import STRIP_FRAMES, crop_box, evenly
+from dfm_engine.report.pictures import STRIP_FRAMES, Show, crop_box, evenly, side_by_side
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def examples_from_manifest(
         frames: of each driving clip, evenly spread.
     """
     files = {(row["clip_id"], row["quality"]): row for row in rows if row["path"]}
-    examples: list[Example] = []
+    shown: list[Row] = []
     for action in Action:
         fakes = [
             row
@@ -57,10 +58,13 @@ def examples_from_manifest(
         ]
         kept = _different_sources([row for row in fakes if row["outcome"] == "passed"])
         refused = _different_sources([row for row in fakes if row["outcome"] != "passed"])
-        for row in (*kept[:per_action], *refused[:refused_per_action]):
-            twin = files.get((row["pair_clip_id"] or "", SHOWN_QUALITY))
-            examples.append(_example(out, row, twin, real_root, driving_root, frames))
-    return examples
+        shown += (*kept[:per_action], *refused[:refused_per_action])
+
+    def example(row: Row) -> Example:
+        twin = files.get((row["pair_clip_id"] or "", SHOWN_QUALITY))
+        return _example(out, row, twin, real_root, driving_root, frames)
+
+    return side_by_side(example, shown)
 
 
 def _different_sources(rows: list[Row]) -> list[Row]:
@@ -95,6 +99,7 @@ def _example(
         driving=_driving_frames(row, driving_root, frames),
         result=result,
         real=None if twin is None else out / twin["path"],
+        frames=row["frames"],
         videos=tuple(videos),
         verdict=verdict,
         passed=passed,
@@ -118,25 +123,33 @@ def _driving_frames(row: Row, root: Path, count: int) -> NDArray[np.uint8] | Non
     if not row["driving_path"]:
         return None
     path = root / path_of_text(row["driving_path"])
-    frames = evenly(_first(_read_range(path, row), row["frames"]), count)
+
+    def draw() -> Iterator[Show]:
+        return itertools.islice(_shown_range(path, row), row["frames"])
+
+    try:
+        frames = evenly(draw, expected=row["frames"], count=count)
+    except MediaError as error:
+        frames = _no_driving(row, error)
     if not frames:
         return None
     stacked = np.stack(frames)
     return np.ascontiguousarray(stacked[:, :, ::-1]) if row["driving_mirrored"] else stacked
 
 
-def _read_range(path: Path, row: Row) -> Iterator[Image]:
+def _shown_range(path: Path, row: Row) -> Iterator[Show]:
+    """The frames of the range up to the first damage."""
     try:
-        yield from read_frames(
+        yield from read_shown(
             path,
             fps=row["fps"],
             start_s=row["driving_start_s"] or 0.0,
             end_s=row["driving_end_s"],
         )
     except MediaError as error:
-        _log.warning("report: driving clip of %s: %s", row["clip_id"], error)
+        _no_driving(row, error)
 
 
-def _first(frames: Iterator[Image], count: int) -> Iterator[Image]:
-    for _, frame in zip(range(count), frames, strict=False):
-        yield frame
+def _no_driving(row: Row, error: MediaError) -> list[Image]:
+    _log.warning("report: driving clip of %s: %s", row["clip_id"], error)
+    return []

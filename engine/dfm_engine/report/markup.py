@@ -23,8 +23,9 @@ def escape(value: Child) -> Markup:
         return value
     text = "" if value is None else str(value)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return Markup(html.escape(shown))
+    if not text.isprintable():  # one look at the whole: a picture's URI has 10,000 characters
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return Markup(html.escape(text))
 
 
 def percent(share: float) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +18,12 @@ from PIL import Image
 
 from dfm_engine.clip import Box, Pixels
 from dfm_engine.errors import MediaError
+from dfm_engine.machine import read_cores
+
+Frame = NDArray[np.uint8]
+Show = Callable[[], Frame]
+A = TypeVar("A")
+B = TypeVar("B")
 
 _log = logging.getLogger(__name__)
 
@@ -22,36 +32,72 @@ LARGEST_PX = 128  # height of a frame in a strip, at the best level of detail
 _GAP_PX = 2
 
 
-def evenly(frames: Iterable[NDArray[np.uint8]], count: int = STRIP_FRAMES) -> list[NDArray]:
+def side_by_side(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """What `work` gives for each item, in order; on all cores, for decoding takes no lock."""
+    with ThreadPoolExecutor(max(1, min(int(read_cores()), len(items)))) as pool:
+        return list(pool.map(work, items))
+
+
+def evenly(
+    draw: Callable[[], Iterable[Show]], *, expected: int | None, count: int = STRIP_FRAMES
+) -> list[Frame]:
     """About `count` frames of a stream, evenly spaced, first and last included, small.
 
-    Holds small copies of every frame, so a stream of any length may be of any size.
+    Only these are converted and made small; of the others none is held.
+
+    Args:
+        draw: begins the stream, each frame as what gives it (`read_shown`).
+        expected: how many frames it has, where that is known; if it has others, it is drawn twice.
+        count: of the frames that are wanted; a shorter stream gives all.
     """
-    small = [shrink(frame, LARGEST_PX) for frame in frames]
-    if len(small) <= count:
-        return small
-    places = np.linspace(0, len(small) - 1, count).round().astype(int)
-    return [small[place] for place in places]
+    total, picked = _pick(draw(), _places(expected or 0, count))
+    if total != expected:
+        # Not past the last frame: behind it lies what ended the stream, and was reported.
+        _, picked = _pick(itertools.islice(draw(), total), _places(total, count))
+    return picked
+
+
+def _places(total: int, count: int) -> frozenset[int]:
+    if total <= count:
+        return frozenset(range(total))
+    return frozenset(np.linspace(0, total - 1, count).round().astype(int).tolist())
+
+
+def _pick(stream: Iterable[Show], places: frozenset[int]) -> tuple[int, list[Frame]]:
+    """How many frames there are, and those at `places`, small."""
+    total = 0
+    picked: list[Frame] = []
+    for show in stream:
+        if total in places:
+            picked.append(shrink(show(), LARGEST_PX))
+        total += 1
+    return total, picked
 
 
 def load_strip(
-    frames: Pixels | Path | None, *, count: int = STRIP_FRAMES
-) -> list[NDArray[np.uint8]]:
-    """The frames of a strip; none where the file cannot be read."""
+    frames: Pixels | Path | None, *, expected: int | None = None, count: int = STRIP_FRAMES
+) -> list[Frame]:
+    """The frames of a strip; none where the file cannot be read.
+
+    Args:
+        frames: uint8 (T, H, W, 3), or a file.
+        expected: frames of the file, where that is known.
+        count: of the frames that are wanted.
+    """
     if frames is None:
         return []
     if not isinstance(frames, Path):
-        return evenly(iter(frames), count)
-    from dfm_engine.media.decode import read_frames
+        return [shrink(frames[k], LARGEST_PX) for k in sorted(_places(len(frames), count))]
+    from dfm_engine.media.decode import read_shown
 
     try:
-        return evenly(read_frames(frames), count)
+        return evenly(functools.partial(read_shown, frames), expected=expected, count=count)
     except MediaError as error:
         _log.warning("report: %s", error)
         return []
 
 
-def shrink(frame: NDArray[np.uint8], height_px: int) -> NDArray[np.uint8]:
+def shrink(frame: Frame, height_px: int) -> Frame:
     """A frame of at most this height, its shape kept."""
     height, width = frame.shape[:2]
     if height <= height_px:
@@ -60,7 +106,7 @@ def shrink(frame: NDArray[np.uint8], height_px: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
 
 
-def crop_box(picture: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+def crop_box(picture: Frame, box: Box) -> Frame:
     """The part of a picture in a box, to whole pixels, the border repeated outside."""
     height, width = picture.shape[:2]
     columns = np.arange(round(box.x0), max(round(box.x1), round(box.x0) + 1)).clip(0, width - 1)
@@ -68,9 +114,7 @@ def crop_box(picture: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     return picture[lines[:, None], columns]
 
 
-def strip_uri(
-    frames: list[NDArray[np.uint8]], *, height_px: int, jpeg_quality: int
-) -> tuple[str, int, int]:
+def strip_uri(frames: list[Frame], *, height_px: int, jpeg_quality: int) -> tuple[str, int, int]:
     """Frames side by side as a JPEG; (data URI, width, height)."""
     small = [shrink(frame, height_px) for frame in frames]
     height = max(frame.shape[0] for frame in small)

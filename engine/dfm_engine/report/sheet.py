@@ -114,7 +114,7 @@ def _face(example: Example) -> bytes:
 def _column(example: Example) -> tuple[Picture | None, Picture | None, Picture | None]:
     """Source, driving and fake, the last two where the driving clip is at its peak."""
     driving = load_strip(example.driving, count=WHOLE_CLIP)
-    fake = load_strip(example.result, count=WHOLE_CLIP)
+    fake = load_strip(example.result, expected=example.frames, count=WHOLE_CLIP)
     if not driving or not fake:
         return example.source, None, fake[len(fake) // 2] if fake else None
     peak = min(peak_frame(driving), len(fake) - 1)

@@ -20,7 +20,14 @@ from dfm_engine.durable import write_durably
 from dfm_engine.report.data import Example, ReportData
 from dfm_engine.report.markup import Child, Markup, element
 from dfm_engine.report.page import clipped, render
-from dfm_engine.report.pictures import LARGEST_PX, load_strip, shrink, strip_uri, video_uri
+from dfm_engine.report.pictures import (
+    LARGEST_PX,
+    load_strip,
+    shrink,
+    side_by_side,
+    strip_uri,
+    video_uri,
+)
 
 NAME = "report.html"
 MAX_BYTES = 20_000_000
@@ -47,6 +54,15 @@ class _Loaded:
     strips: tuple[tuple[str, list[NDArray[np.uint8]]], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """An example with its pictures as elements."""
+
+    example: Example
+    source: Markup | None
+    strips: tuple[tuple[str, Markup], ...]
+
+
 def write_report(out: Path, data: ReportData, *, max_bytes: int = MAX_BYTES) -> Path:
     """Write the report of a data set into its folder.
 
@@ -64,18 +80,18 @@ def write_report(out: Path, data: ReportData, *, max_bytes: int = MAX_BYTES) -> 
     Raises:
         EnvironmentUnfit: the folder cannot be written, or the disk is full.
     """
-    loaded = [_load(example) for example in data.examples]
-    level, chosen = _LEVELS[-1], []
+    loaded = side_by_side(_load, data.examples)
+    chosen: list[_Drawn] = []
     for level in _LEVELS:
-        chosen = _first_of_each(loaded, level.per_action)
-        page = render(data, _sheets(chosen, level, {}))
+        chosen = [_draw(item, level) for item in _first_of_each(loaded, level.per_action)]
+        page = render(data, _sheets(chosen, {}))
         if len(page.encode()) <= max_bytes // 2:
             break
-    plain_bytes = len(render(data, _sheets(chosen, level, {}), note="x" * 300).encode())
+    plain_bytes = len(render(data, _sheets(chosen, {}), note="x" * 300).encode())
     videos = _choose_videos(chosen, max_bytes - plain_bytes)
     wanted = {path for item in loaded for _, path in item.example.videos}
     note = _note(len(loaded) - len(chosen), len(wanted) - len(videos))
-    page = render(data, _sheets(chosen, level, videos), note=note)
+    page = render(data, _sheets(chosen, videos), note=note)
     path = out / NAME
     write_durably(path, page.encode())
     return path
@@ -83,12 +99,24 @@ def write_report(out: Path, data: ReportData, *, max_bytes: int = MAX_BYTES) -> 
 
 def _load(example: Example) -> _Loaded:
     strips = [
-        ("driving", load_strip(example.driving)),
-        ("result", load_strip(example.result)),
-        ("real", load_strip(example.real)),
+        ("driving", load_strip(example.driving, expected=example.frames)),
+        ("result", load_strip(example.result, expected=example.frames)),
+        ("real", load_strip(example.real, expected=example.frames)),
     ]
     source = None if example.source is None else shrink(example.source, LARGEST_PX)
     return _Loaded(example, source, tuple((name, frames) for name, frames in strips if frames))
+
+
+def _draw(item: _Loaded, level: _Level) -> _Drawn:
+    name = item.example.action.replace("_", " ")
+    source = None
+    if item.source is not None:
+        source = _picture([item.source], level, f"source image of {item.example.name}")
+    strips: list[tuple[str, Markup]] = []
+    for kind, frames in item.strips:
+        alt = f"{len(frames)} frames of the {kind} clip, {name}, evenly spaced"
+        strips.append((kind, _picture(frames, level, alt)))
+    return _Drawn(item.example, source, tuple(strips))
 
 
 def _first_of_each(loaded: Sequence[_Loaded], count: int) -> list[_Loaded]:
@@ -102,7 +130,7 @@ def _first_of_each(loaded: Sequence[_Loaded], count: int) -> list[_Loaded]:
     return chosen
 
 
-def _choose_videos(chosen: Sequence[_Loaded], budget: int) -> dict[Path, str]:
+def _choose_videos(chosen: Sequence[_Drawn], budget: int) -> dict[Path, str]:
     """Data URIs of the clips that fit, dealt to the actions in turn."""
     queues: dict[Action, list[Path]] = {}
     for item in chosen:
@@ -124,18 +152,16 @@ def _choose_videos(chosen: Sequence[_Loaded], budget: int) -> dict[Path, str]:
     return uris
 
 
-def _sheets(
-    chosen: Sequence[_Loaded], level: _Level, videos: dict[Path, str]
-) -> dict[Action, list[Markup]]:
+def _sheets(chosen: Sequence[_Drawn], videos: dict[Path, str]) -> dict[Action, list[Markup]]:
     """The sheets of every action; a clip that several examples share is played in the first."""
     sheets: dict[Action, list[Markup]] = {}
     videos = dict(videos)
     for item in chosen:
-        sheets.setdefault(item.example.action, []).append(_sheet(item, level, videos))
+        sheets.setdefault(item.example.action, []).append(_sheet(item, videos))
     return sheets
 
 
-def _sheet(item: _Loaded, level: _Level, videos: dict[Path, str]) -> Markup:
+def _sheet(item: _Drawn, videos: dict[Path, str]) -> Markup:
     """One example; takes the clips that it plays out of `videos`."""
     example = item.example
     name = example.action.replace("_", " ")
@@ -151,13 +177,12 @@ def _sheet(item: _Loaded, level: _Level, videos: dict[Path, str]) -> Markup:
     if item.source is not None:
         source = element(
             "figure",
-            _picture([item.source], level, f"source image of {example.name}"),
+            item.source,
             element("figcaption", "source"),
         )
     cells: list[Markup] = []
-    for kind, frames in item.strips:
-        alt = f"{len(frames)} frames of the {kind} clip, {name}, evenly spaced"
-        cells += [element("span", kind), _picture(frames, level, alt)]
+    for kind, picture in item.strips:
+        cells += [element("span", kind), picture]
     players = [
         element(
             "figure",

@@ -14,7 +14,9 @@ from dfmtest_audit import make_set, row
 
 from dfm_engine.audit.baselines import (
     BASELINES,
+    MAX_CLIPS,
     MIN_PEOPLE,
+    _sample,
     audit_or_note,
     audit_rows,
     features_of,
@@ -200,7 +202,15 @@ def test_a_large_set_is_sampled_pair_by_pair_over_as_many_people_as_possible(
     assert sorted(_looked_at(rows[::-1], tmp_path, 40)) == sorted(seen)
     report = audit_rows(rows, tmp_path, max_clips=40)
     assert (report.clips, report.clips_in_set, report.unreadable) == (40, 2000, 40)
-    assert "40 of 2000 clips" in report.notes[0]
+    assert "40 of 2000 clips (40 of 2000 files), drawn by their ids" in report.notes[0]
+
+
+def test_of_60_000_files_an_audit_reads_1_200() -> None:
+    rows = [r | {"quality": q} for r in _bare(200, 50) for q in ("raw", "c23", "c40")]
+    assert len(rows) == 60_000
+    chosen = _sample(rows, MAX_CLIPS)
+    assert sum(r["clip_id"] in chosen for r in rows) == 1200
+    assert {r["identity"] for r in rows if r["clip_id"] in chosen} == {f"p{n}" for n in range(200)}
 
 
 def test_refused_and_extra_clips_are_not_in_the_set(tmp_path: Path) -> None:

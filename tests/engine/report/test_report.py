@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
+import html
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from dfmtest_dataset import make_dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dfm_engine.actions import Action
 from dfm_engine.clip import Box
-from dfm_engine.errors import ShapeError
+from dfm_engine.errors import MediaError, ShapeError
 from dfm_engine.manifest import COLUMNS, read_manifest
 from dfm_engine.quarantine import QuarantineRow
 from dfm_engine.report import (
@@ -25,13 +29,14 @@ from dfm_engine.report import (
     Example,
     ReportData,
     StageTiming,
+    examples,
     examples_from_manifest,
     write_report,
 )
 from dfm_engine.report.data import action_stats, count_clips, count_files
 from dfm_engine.report.markup import element, escape
 from dfm_engine.report.page import size_text
-from dfm_engine.report.pictures import crop_box, evenly, strip_uri
+from dfm_engine.report.pictures import LARGEST_PX, crop_box, load_strip, shrink, strip_uri
 
 
 def row(clip: str, **values) -> dict:
@@ -242,6 +247,14 @@ def test_escape_and_elements() -> None:
     assert element("video", controls=True, muted=False, src=None) == "<video controls></video>"
 
 
+@given(st.text(st.characters(), max_size=60) | st.text("a\n<\u202e\udcff&", max_size=9))
+def test_escape_spells_out_each_character_that_does_not_print(text: str) -> None:
+    text_utf8 = text.encode("utf-8", "backslashreplace").decode()
+    spelt = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text_utf8]
+    assert escape(text) == "".join(html.escape(each) for each in spelt)
+    assert str(escape(text)).isprintable()
+
+
 def test_banner_and_responsible_use_stand_above_everything(tmp_path: Path) -> None:
     text = written(tmp_path, banner="The weights are random").text
     assert text.index("The weights are random") < text.index("Pass rate per action")
@@ -283,11 +296,85 @@ def test_strips_show_the_first_the_last_and_evenly_what_lies_between(tmp_path: P
 
 
 def test_short_clips_are_shown_whole_and_large_ones_made_small() -> None:
-    assert len(evenly(iter(gradient(4)))) == 4
+    assert len(load_strip(gradient(4))) == 4
     wide = np.zeros((3, 500, 1000, 3), np.uint8)
-    assert [frame.shape for frame in evenly(iter(wide))] == [(128, 256, 3)] * 3
+    assert [frame.shape for frame in load_strip(wide)] == [(128, 256, 3)] * 3
     uri, width, height = strip_uri(list(wide), height_px=50, jpeg_quality=80)
     assert picture_of(uri).shape == (height, width, 3) == (50, 304, 3)
+
+
+def picked_reference(frames: Iterable[np.ndarray], count: int) -> list[np.ndarray]:
+    """What a strip shows: every frame made small, then some taken."""
+    small = [shrink(frame, LARGEST_PX) for frame in frames]
+    if len(small) <= count:
+        return small
+    return [small[place] for place in np.linspace(0, len(small) - 1, count).round().astype(int)]
+
+
+def clip_of_noise(path: Path, frames: int) -> None:
+    from dfm_engine.media.encode import encode_clip, rgb_to_i420
+
+    path.parent.mkdir(exist_ok=True)
+    noise = np.random.default_rng(frames).integers(0, 256, (frames, 18, 16, 3), dtype=np.uint8)
+    i420 = rgb_to_i420(noise.repeat(8, axis=1).repeat(8, axis=2))  # 144 x 128
+    encode_clip(i420, path, quality="c23", fps=25, comment="x" * 40)
+
+
+@pytest.mark.parametrize("expected", [None, 0, 4, 23, 30])
+@pytest.mark.parametrize("count", [1, 6, 22, 23, 10_000])
+def test_the_frames_of_a_strip_are_picked_before_they_are_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: int | None, count: int
+) -> None:
+    from dfm_engine.media import decode
+
+    clip_of_noise(tmp_path / "clip.mp4", 23)
+    wanted = picked_reference(decode.read_frames(tmp_path / "clip.mp4"), count)
+    converted: list[object] = []
+    convert = decode._Convert.__call__
+    monkeypatch.setattr(
+        decode._Convert, "__call__", lambda self, f: converted.append(f) or convert(self, f)
+    )
+    found = load_strip(tmp_path / "clip.mp4", expected=expected, count=count)
+    assert [frame.tobytes() for frame in found] == [frame.tobytes() for frame in wanted]
+    assert found[0].shape == (128, 114, 3)
+    if expected == 23:
+        assert len(converted) == min(count, 23)  # of 23
+    assert len(converted) <= 2 * min(count, 23)
+
+
+@pytest.mark.parametrize(("end_s", "frames"), [(None, 12), (None, 60), (0.6, 12), (0.6, 60)])
+def test_driving_frames_are_those_of_the_range_and_no_more_than_the_animation_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, end_s: float | None, frames: int
+) -> None:
+    from dfm_engine.media.decode import read_frames
+
+    clip_of_noise(tmp_path / "driving/smile.mp4", 40)
+    row = {"driving_path": "smile.mp4", "driving_start_s": 0.2, "driving_end_s": end_s}
+    row |= {"fps": 25, "frames": frames, "driving_mirrored": False, "clip_id": "a"}
+    stream = read_frames(tmp_path / "driving/smile.mp4", fps=25, start_s=0.2, end_s=end_s)
+    wanted = picked_reference(list(stream)[:frames], 6)
+    found = examples._driving_frames(row, tmp_path / "driving", 6)
+    assert found is not None
+    assert found.tobytes() == np.stack(wanted).tobytes()
+    assert caplog.text == ""
+
+
+def test_a_driving_clip_that_breaks_off_is_shown_up_to_there_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = gradient(9)
+
+    def breaks_off(*_: object, **__: object) -> Iterator[Callable[[], np.ndarray]]:
+        yield from (functools.partial(frames.__getitem__, k) for k in range(9))
+        raise MediaError("smile.mp4", "corrupt", "broke off")
+
+    monkeypatch.setattr(examples, "read_shown", breaks_off)
+    row = {"driving_path": "smile.mp4", "driving_start_s": 0.0, "driving_end_s": None}
+    row |= {"fps": 25, "frames": 40, "driving_mirrored": False, "clip_id": "a"}
+    found = examples._driving_frames(row, tmp_path, 3)
+    assert found is not None
+    assert found.tobytes() == frames[[0, 4, 8]].tobytes()
+    assert caplog.text.count("broke off") == 1
 
 
 def test_crop_repeats_the_border_outside_the_picture() -> None:
