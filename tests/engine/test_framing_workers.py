@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import dfmtest_framing
 import numpy as np
 import pytest
+import torch
 from dfmtest_build import Hook, Workbench, contents
 from dfmtest_drawn_clips import draw, encode
 
+from dfm_engine import machinery
 from dfm_engine.clip import SourceClip
 from dfm_engine.errors import EnvironmentUnfit, UsageError
 from dfm_engine.framing_workers import FramingWorkers
@@ -195,6 +198,25 @@ def test_a_few_files_start_no_worker_and_are_kept_the_same(recipe, files, tmp_pa
     assert kept[0] == kept[1]
     another = PreparedStore(tmp_path / "prepared-2", recipe, frame_size=64)
     assert all(another.read(clip) is None for clip in clips)
+
+
+def test_who_frames_here_beside_workers_has_neither_the_detector_nor_the_reader_of_the_run(
+    workbench: Workbench, tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machinery, "plan_framing", lambda cores, device: 3)
+    monkeypatch.setattr(machinery, "open_reader", lambda *given, **how: None)
+    monkeypatch.setattr(machinery, "Mtcnn", SimpleNamespace(load=lambda device: None))
+    before = torch.get_num_threads()
+    made = machinery.load_machinery(
+        workbench.recipe, weights="random", config=tiny_yaml, device="cpu"
+    )
+    torch.set_num_threads(before)
+    assert made.framing == FramingWorkers(recipe=workbench.recipe, size=64, count=3)
+    path = min((workbench.clips / "real").rglob("*.mkv"))
+    clip = SourceClip(path=path, sha256="0", identity="a", dataset="folder")
+    framed = made.framer(clip)
+    assert framed.frames.shape == (9, 64, 64, 3)
+    assert framed.box == workbench.framer(clip).box
 
 
 def test_a_stopped_build_leaves_no_worker(workbench: Workbench, tmp_path: Path):
