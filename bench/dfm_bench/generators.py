@@ -30,7 +30,16 @@ from dfm_engine.fomm.values import Keypoints
 from dfm_engine.pixels import images_from_frames
 from dfm_engine.synthetic import Identity, action_states, render
 
-__all__ = ["EXACT", "REDUCED", "Gate", "Subject", "Way", "check_ways", "generator_rows"]
+__all__ = [
+    "EXACT",
+    "EXACT_ON_GPU",
+    "REDUCED",
+    "Gate",
+    "Subject",
+    "Way",
+    "check_ways",
+    "generator_rows",
+]
 
 DRIVING_FRAMES = 24
 GATE_FRAMES = (3, 11, 17, 23)  # of the driving clip; none is its first
@@ -72,6 +81,11 @@ class Gate:
 
 EXACT = Gate(name="exact", max_abs=2e-4)
 """The same arithmetic in another order: about a thousand roundings of 2^-24 on values near 1."""
+
+EXACT_ON_GPU = Gate(name="exact, on a GPU", max_abs=1e-3, min_psnr_db=80.0)
+"""Likewise, where cuDNN takes one algorithm for a row and another, with other roundings, for a
+batch: seeded noise at the size of vox-256 was 3.2e-4 and 98 dB off on an H100, trained weights
+3.6e-5 and 121 dB."""
 
 REDUCED = Gate(name="reduced precision", min_psnr_db=45.0)
 """Half precision or int8, as architecture decision 3 bounds it."""

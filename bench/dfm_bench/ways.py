@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dfm_bench.generators import EXACT, REDUCED, Way
+from dfm_bench.generators import EXACT, EXACT_ON_GPU, REDUCED, Way
 from dfm_bench.roofline import count_flops
 from dfm_engine.backends import Runner, TorchRunner
 from dfm_engine.errors import CheckFailed, EnvironmentUnfit
@@ -29,9 +29,8 @@ __all__ = ["animate_flops", "open_ways"]
 
 Said = Callable[[str], None]
 
-CPU_BATCHES = (1, 8)
-QUICK_BATCHES = (4,)
-CUDA_BATCHES = (1, 4, 16, 64)
+BATCHES = {"cpu": (1, 8), "cuda": (1, 4, 16, 64)}
+QUICK_BATCHES = {"cpu": (4,), "cuda": (4, 64)}
 EXPORTED = {  # backend and plan of precision, per device
     "cpu": (
         ("onnxruntime", "fp32"),
@@ -67,7 +66,7 @@ def open_ways(
         The ways, and a line for each that there is not, with the reason.
     """
     kind = device.type
-    batches = QUICK_BATCHES if quick else CUDA_BATCHES if kind == "cuda" else CPU_BATCHES
+    batches = (QUICK_BATCHES if quick else BATCHES)[kind]
     left: list[str] = []
     ways: list[Way] = []
 
@@ -83,7 +82,8 @@ def open_ways(
         except (CheckFailed, EnvironmentUnfit) as error:
             left.append(f"{name}: not measured. {error}")
             return
-        gate = EXACT if precision == "fp32" else REDUCED
+        exact = EXACT if kind == "cpu" else EXACT_ON_GPU
+        gate = exact if precision == "fp32" else REDUCED
         dtype = {"fp32": "float32", "fp16_islands": "float16"}.get(precision, "int8")
         ways.append(
             Way(name=name, runner=runner, gate=gate, flops=flops, batches=batches, dtype=dtype)
