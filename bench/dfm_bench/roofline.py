@@ -14,6 +14,7 @@ from dfm_bench.measure import Row, clock_for, measure
 __all__ = ["count_flops", "measure_copy", "measure_matrix_product"]
 
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices: large enough to reach the rate
+PRODUCTS = 50  # calls of each that count, at least
 COPIED_BYTES = {"cpu": 2**26, "cuda": 2**29}  # more than any cache holds
 
 
@@ -28,7 +29,8 @@ def measure_matrix_product(
         timings = measure(
             {"": lambda square: square @ square},
             squares,
-            repeats=repeats,
+            # Calls of some ms: a few would be over while another process has the cores.
+            repeats=max(repeats, PRODUCTS),
             clock=clock_for(device),
         )
     return Row.of(
