@@ -23,7 +23,8 @@ def cases() -> dict[str, KernelCase]:
 
 def test_every_operator_of_the_kernels_is_a_case() -> None:
     assert [case.name for case in kernel_cases(1, device="cpu", dtype=torch.float16)] == [
-        *("soft_argmax", "sparse_motion", "mix_motions", "warp", "warp_backward", "rgb_to_yuv"),
+        *("soft_argmax", "sparse_motion", "mix_motions", "warp", "warp_backward"),
+        *("residual", "affine_relu", "bias_relu_pool", "bias_relu_cat", "rgb_to_yuv"),
         *("yuv_to_rgb to float16", "yuv_to_rgb to float16, cropped"),
     ]
 
