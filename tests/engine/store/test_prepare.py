@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     whole = contents(tmp_path / "whole")
     command = [sys.executable, "-m", "dfm_engine.cli", "prepare", "--data", str(tmp_path / "data")]
     command += ["--frames", "0", "--size", "64", "--decode", "pyav", "--out", str(tmp_path / "out")]
-    kills, rng = 0, random.Random(1)
+    kills, longest_s, rng = 0, 1.5, random.Random(1)
     for _ in range(60):
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
             # From the first file on: before there is nothing to lose.
@@ -165,14 +165,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
             while not (tmp_path / "out").is_dir() and time.monotonic() - begun < 60:
                 time.sleep(0.02)
             try:
-                run.wait(rng.uniform(0.05, 1.5) if kills < 8 else 120)
+                run.wait(rng.uniform(0.05, longest_s) if kills < 8 else 120)
             except subprocess.TimeoutExpired:
                 run.send_signal(signal.SIGKILL)
                 kills += 1
-        if run.returncode == 0:
+        if run.returncode == 0 and kills >= 4:
             break
-    assert run.returncode == 0
-    assert kills >= 4
+        if run.returncode == 0:  # done before it was killed often enough: again, with less time
+            shutil.rmtree(tmp_path / "out")
+            kills, longest_s = 0, 0.7 * longest_s
+    assert (run.returncode, kills >= 4) == (0, True)
     assert contents(tmp_path / "out") == whole
 
 
