@@ -154,7 +154,7 @@ def animate_jobs(
             batch_size //= 2
             if on_halved is not None:
                 on_halved(batch_size)
-        while len(flights) > on_gpu:
+        while len(flights) > (1 if on_gpu else 0):  # on a GPU one stays in the air
             flights.popleft().land()
 
     for job in jobs:
