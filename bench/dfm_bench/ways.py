@@ -29,6 +29,7 @@ __all__ = ["animate_flops", "open_ways"]
 
 Said = Callable[[str], None]
 
+PLANS = ("fp16_islands", "int8_wide", "int8", "fp32")  # none is the beginning of a later one
 BATCHES = {"cpu": (1, 8), "cuda": (1, 4, 16, 64)}
 QUICK_BATCHES = {"cpu": (4,), "cuda": (4, 64)}
 EXPORTED = {  # backend and plan of precision, per device
@@ -49,6 +50,7 @@ def open_ways(
     *,
     quick: bool,
     backend: str = "torch",
+    precision: str = "fp32",
     exported: Path | None = None,
     say: Said = lambda text: None,
 ) -> tuple[list[Way], list[str]]:
@@ -59,6 +61,7 @@ def open_ways(
         device: where to run.
         quick: fewer ways and batch sizes.
         backend: one more, of the command line; torch adds none.
+        precision: of that one.
         exported: see `dfm_export.provide`.
         say: told what a person wants to read while they are opened.
 
@@ -119,12 +122,13 @@ def open_ways(
             backend=backend,
             device=kind,
             batch_size=max(batches),
+            precision=precision,
             exported=exported,
             say=say,
         )
         if named is not None:
-            precision = "fp32" if "-fp32" in named.name else "mixed"
-            add(f"{backend}, as given", precision, rewritten, lambda: named)
+            given = next(plan for plan in PLANS if f"-{plan}" in named.name)
+            add(f"{backend}, as given", given, rewritten, lambda: named)
     return ways, left
 
 

@@ -27,6 +27,9 @@ from dfm_engine.fomm.values import Keypoints, SourceFeatures
 from dfm_engine.pixels import frames_from_images, images_from_frames
 from dfm_kernels.to_yuv import rgb_to_yuv
 
+IN_FLIGHT = {"cpu": 0, "cuda": 1}
+"""Batches that may be on their way to the host while the next one is computed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnimationJob:
@@ -115,7 +118,7 @@ def animate_jobs(
     """Animate jobs one after the other, in batches that cross from one to the next.
 
     Holds the jobs of one batch, on a GPU of two: the next is asked for when its rows are needed,
-    and a finished one is handed on before that.
+    and a finished one is handed on before that; on a GPU once the batch behind its own is sent.
 
     Args:
         jobs: in the order wanted; asked for lazily.
@@ -133,6 +136,7 @@ def animate_jobs(
     if batch_size < 1:
         raise ShapeError(f"batch_size must be at least 1, got {batch_size}")
     on_gpu = torch.device(runner.device).type == "cuda"
+    in_flight = IN_FLIGHT[torch.device(runner.device).type]
     height, width = runner.frame_size
     side = torch.cuda.Stream(runner.device) if on_gpu else None
     waiting: deque[_Progress] = deque()  # with rows to send, or on the way
@@ -154,7 +158,7 @@ def animate_jobs(
             batch_size //= 2
             if on_halved is not None:
                 on_halved(batch_size)
-        while len(flights) > (1 if on_gpu else 0):  # on a GPU one stays in the air
+        while len(flights) > in_flight:
             flights.popleft().land()
 
     for job in jobs:

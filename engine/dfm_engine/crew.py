@@ -31,8 +31,8 @@ Task = tuple[bool, int, Callable[[], None]]
 class Crew:
     """Calls a function for every row of a batch, on as many cores as it has threads.
 
-    For any number of callers at once, who share the threads: no more cores are at work than there
-    are threads. Threads start with the first call and end with the crew.
+    For any number of callers at once, who share the threads: no more cores are at work at batches
+    than there are threads. Threads start with the first call and end with the crew.
 
     Args:
         threads: how many; None: as many as torch shares an operation among.
@@ -63,7 +63,7 @@ class Crew:
                 rows are not to wait for a batch of long ones.
 
         Raises:
-            Exception: what `work` raised, of the first such row; all rows are over by then.
+            Exception: what `work` raised, of the first such row; no row is under way by then.
         """
         if self.threads == 1 or rows == 1:
             with one_thread():

@@ -11,7 +11,7 @@ import torch
 
 from dfm_engine import fomm
 from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
-from dfm_engine.errors import UsageError
+from dfm_engine.errors import EnvironmentUnfit, UsageError
 from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.fomm.model import Fomm
@@ -155,7 +155,13 @@ def open_reader(decode: str, device: str, *, pipelines: int = 1) -> FrameReader:
     if decode == "auto" and (reason := why_not_dali()):
         _log.info("decoding on the CPU: %s", reason)
         return PyavReader()
-    return DaliReader(pipelines=pipelines)
+    try:
+        return DaliReader(pipelines=pipelines)
+    except EnvironmentUnfit as error:
+        if decode == "dali":
+            raise
+        _log.warning("decoding on the CPU: %s", error)
+        return PyavReader()
 
 
 def pick_device(name: str) -> str:

@@ -51,7 +51,7 @@ def kind_of_folder(folder: Path) -> Kind | None:
         recipe = {}
     if kind := _RECIPES.get(str(recipe.get("kind"))):  # a run may hold an export besides
         return kind
-    return next((kind for name, kind in _FILES if (folder / name).is_file()), None)
+    return next((kind for name, kind in _FILES if os.path.isfile(folder / name)), None)
 
 
 def refuse_other(out: Path, wanted: Kind) -> None:

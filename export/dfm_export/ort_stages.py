@@ -97,15 +97,18 @@ class _Cut:
         self.samples: dict[int, list[_Sample]] = {}
         self._kinds = _kinds(model)
         self._fixed = set(self.weights)
+        kept = {value.name for value in model.graph.output}  # and what torch samples: computed
+        kept |= {n for node in model.graph.node if node.op_type == "GridSample" for n in node.input}
         for node in model.graph.node:
-            if all(name in self._fixed for name in node.input if name):
+            is_fixed = all(name in self._fixed for name in node.input if name)
+            if is_fixed and not kept & set(node.output):
                 self.constants.append(node)
                 self._fixed.update(node.output)
         stages = dict.fromkeys((*(value.name for value in model.graph.input), *self._fixed), 0)
         for node in model.graph.node:
             if node.output[0] in self._fixed:
                 continue
-            stage = max(stages[name] for name in node.input if name)
+            stage = max((stages[name] for name in node.input if name), default=0)
             if node.op_type == "GridSample":
                 aligned = any(item.name == "align_corners" and item.i for item in node.attribute)
                 sample = _Sample(node.input[0], node.input[1], node.output[0], aligned)

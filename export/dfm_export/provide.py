@@ -8,6 +8,7 @@ command says, else fp32.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -221,7 +222,7 @@ def _of_torch(fomm: Fomm, device: str, plan: Plan, say: Said) -> Runner | None:
         )
     from dfm_export.throughput_runner import open_throughput_runner
 
-    return open_throughput_runner(fomm, device, say=say)
+    return open_throughput_runner(copy.deepcopy(fomm), device, say=say)
 
 
 def _opening(backend: str, device: str, batch_size: int) -> Opening:

@@ -188,6 +188,9 @@ class TrtGraph(CheckedGraph):
             self._contexts.of_sizes = {}
         contexts: dict[tuple[tuple[int, ...], ...], Any] = self._contexts.of_sizes
         if sizes not in contexts:
+            if self._recorded is not None:  # with a graph that was forgotten its context goes, too
+                for old in contexts.keys() - self._recorded.kept.keys():
+                    del contexts[old]
             self._trt.messages.take()
             context = (
                 self._engine.create_execution_context()

@@ -213,7 +213,7 @@ def bias_relu_cat(x: Tensor, bias: Tensor, skip: Tensor, *, channels: int = 0) -
             f"bias_relu_cat: the skip must be {x.dtype} of the size of {tuple(x.shape)}, got "
             f"{skip.dtype} {tuple(skip.shape)}"
         )
-    if not _runs(x, bias) or not _is_dense_last(skip):
+    if not _runs(x, bias, skip):
         return bias_relu_cat_reference(x, bias, skip, channels)
     return torch.ops.dfm.bias_relu_cat(x, bias, skip, channels)
 
@@ -242,7 +242,7 @@ def residual(
             f"residual: the update must be {x.dtype} {tuple(x.shape)}, got {update.dtype} "
             f"{tuple(update.shape)}"
         )
-    if not _runs(x, bias, scale, shift) or not _is_dense_last(update):
+    if not _runs(x, update, bias, scale, shift):
         return residual_reference(x, update, bias, scale, shift)
     return torch.ops.dfm.residual(x, update, bias, scale, shift)
 
@@ -378,7 +378,14 @@ standard_form(torch.ops.dfm.residual.default)(residual_reference)
 
 
 def _runs(x: Tensor, *others: Tensor | None) -> bool:
-    return runs_kernel(x, *others) and _is_dense_last(x)
+    """Whether the kernel takes these maps, channels last, and numbers per channel."""
+    if not runs_kernel(x, *others):
+        return False
+    return _is_dense_last(x) and all(
+        other.is_contiguous() if other.ndim == 1 else _is_dense_last(other)
+        for other in others
+        if other is not None
+    )
 
 
 def _launches(x: Tensor) -> bool:

@@ -7,7 +7,13 @@ import pytest
 import torch
 from dfmtest_fomm import make_fomm, pictures, small_config
 
-from dfm_engine.animate import AnimationJob, animate_jobs, prepare_driving, prepare_source
+from dfm_engine.animate import (
+    IN_FLIGHT,
+    AnimationJob,
+    animate_jobs,
+    prepare_driving,
+    prepare_source,
+)
 from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm import Keypoints, SourceFeatures, parse_config
@@ -167,6 +173,21 @@ class Cramped(Counting):
         if len(kp_driving) > self.rows:
             raise torch.OutOfMemoryError("tried to allocate")
         return super().animate(features, kp_source, kp_driving)
+
+
+@pytest.mark.parametrize("in_flight", [0, 1, 2])
+def test_batches_on_their_way_are_neither_lost_nor_mixed_up(
+    monkeypatch: pytest.MonkeyPatch, in_flight: int
+) -> None:
+    monkeypatch.setitem(IN_FLIGHT, "cpu", in_flight)
+    jobs = [counting_job(key, length) for key, length in enumerate((5, 9, 2, 1, 8))]
+    for runner, told in ((Counting(), []), (Cramped(3), [4, 2])):
+        halved: list[int] = []
+        results = list(animate_jobs(jobs, runner=runner, batch_size=8, on_halved=halved.append))
+        assert halved == told
+        assert [made.job.key for made in results] == [0, 1, 2, 3, 4]
+        for key, (_, pixels, _) in enumerate(results):
+            assert pixels[:, 0, 0, 0].tolist() == [100 + 10 * key + t for t in range(len(pixels))]
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost() -> None:

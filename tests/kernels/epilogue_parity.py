@@ -102,6 +102,15 @@ def test_residual_is_its_reference(size: tuple[int, ...], dtype: torch.dtype) ->
     near(found[1], wanted[1], dtype, 4)
 
 
+def test_numbers_that_do_not_lie_side_by_side_are_read_right(
+    size: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    draw = Inputs(size, dtype)
+    x, both = draw.maps(), torch.stack([draw.numbers(), draw.numbers()], dim=1)
+    found = affine_relu(x, both[:, 0], both[:, 1])
+    near(found, affine_relu_reference(*double(x, both[:, 0], both[:, 1])), dtype, 2)
+
+
 def test_channels_first_and_nothing_at_all_are_the_references(
     size: tuple[int, ...], dtype: torch.dtype
 ) -> None:

@@ -44,16 +44,42 @@ def read_all(paths: Sequence[Path], *, cores: int | None = None) -> Iterator[Fil
             for features in _in_processes(paths, processes):
                 yield features
                 done += 1
-        except (BrokenExecutor, OSError) as error:  # a container without room for them
-            _log.warning("audit: its processes ended (%s); it goes on without them", error)
+        except (BrokenExecutor, OSError) as error:  # a file that ends them, or no room for them
+            _log.warning("audit: its processes ended (%s); it reads file by file", error)
+            for features in _one_by_one(paths[done:]):
+                yield features
+                done += 1
     with ThreadPoolExecutor(max(1, min(cores, ENOUGH_THREADS))) as pool:
         yield from pool.map(_features_or_reason, paths[done:])
 
 
-def _in_processes(paths: Sequence[Path], processes: int) -> Iterator[FileFeatures | str]:
-    pool = ProcessPoolExecutor(
+def _pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
         processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
     )
+
+
+def _one_by_one(paths: Sequence[Path]) -> Iterator[FileFeatures | str]:
+    """Each in one process, a new one where a file took it down; ends where none can be had."""
+    left = iter(paths)
+    while True:
+        with _pool(1) as pool:
+            try:
+                pool.submit(os.getpid).result()
+            except (BrokenExecutor, OSError):
+                return
+            for path in left:
+                try:
+                    yield pool.submit(_features_or_reason, path).result()
+                except BrokenExecutor:
+                    yield "the process that read it ended"
+                    break
+            else:
+                return
+
+
+def _in_processes(paths: Sequence[Path], processes: int) -> Iterator[FileFeatures | str]:
+    pool = _pool(processes)
     try:
         yield from pool.map(_features_or_reason, map(Path, paths), chunksize=4)
     finally:

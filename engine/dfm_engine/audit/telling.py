@@ -81,9 +81,7 @@ def most_telling(
     if features.shape[1] != len(names):
         raise ValueError(f"{features.shape[1]} numbers, {len(names)} names")
     fake, real = features[is_fake], features[~is_fake]
-    above = (fake[:, None] > real[None]).mean((0, 1)) + (fake[:, None] == real[None]).mean(
-        (0, 1)
-    ) / 2  # (F,)
+    above = np.array([_share_above(f, r) for f, r in zip(fake.T, real.T, strict=True)])  # (F,)
     varies = np.ptp(features, axis=0) > 1e-9
     if not varies.any():
         return ""
@@ -98,3 +96,10 @@ def most_telling(
         f"{names[best]}: {np.median(fake[:, best]):.4g} in fakes, {np.median(real[:, best]):.4g} "
         f"in real clips ({word} in {share:.0%} of pairs)"
     )
+
+
+def _share_above(values: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """In what share of pairs a value is the larger one; equal ones count half."""
+    ordered = np.sort(others)
+    below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    return float(below.mean() / (2 * len(others)))

@@ -67,7 +67,9 @@ def bench_throughput(
 
     where = pick_device(device)
     workload = workload_for(where, quick=quick)
-    precision = precision or ("fp16_islands" if where == "cuda" else "fp32")
+    # A folder says itself what it is.
+    half = precision is None and where == "cuda" and exported is None
+    precision = precision or ("fp16_islands" if half else "fp32")
     building = weights or _bench_weights()
     # A GPU is held against the published size in the short form, too.
     generating = weights or (building if quick and where == "cpu" else "random")
@@ -84,6 +86,7 @@ def bench_throughput(
         machinery.runner.device,
         quick=quick,
         backend=backend,
+        precision=precision,
         exported=exported,
         say=say,
     )
@@ -97,7 +100,7 @@ def bench_throughput(
             "throughput", weights, fomm_config, quick=quick, device=machinery.runner.device.type
         )
         + ("" if backend == "torch" else f" --backend {backend}")
-        + f" --precision {precision}",
+        + (" --exported FOLDER" if exported else f" --precision {precision}"),
         remark="\n\n".join(part for part in (weights_banner(building), *left) if part),
     )
     result.print()

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfm_engine.clip import Box, Pixels
-from dfm_engine.errors import MediaError
+from dfm_engine.errors import EnvironmentUnfit, MediaError
 from dfm_engine.faces.pictures import ClipRange, FrameReader, PyavReader
 from dfm_engine.media.containers import open_media
 from dfm_engine.media.outline import ClipOutline, native_indices, read_outline
@@ -82,9 +82,7 @@ class _Pipelines:
         with self._changed:
             self._changed.wait_for(lambda: self._free or len(self._all) < self._most)
             if not self._free:
-                # Under the lock: the others wait for a pipeline anyway.
-                self._all.append(self._make())
-                self._free.append(self._all[-1])
+                self._add()
             runner = self._free.pop()
         try:
             yield runner
@@ -92,6 +90,21 @@ class _Pipelines:
             with self._changed:
                 self._free.append(runner)
                 self._changed.notify()
+
+    def _add(self) -> None:
+        """One more; where there is no room for it beside the generator, wait for one there is.
+
+        Made under the lock: whoever gives one back meanwhile waits, a second at a run's start.
+        """
+        try:
+            made = self._make()
+        except EnvironmentUnfit as error:
+            _log.warning("DALI: %d pipelines are all there will be: %s", len(self._all), error)
+            self._most = len(self._all)
+            self._changed.wait_for(lambda: self._free)
+        else:
+            self._all.append(made)
+            self._free.append(made)
 
     def close(self) -> None:
         for runner in self._all:

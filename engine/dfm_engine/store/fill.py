@@ -10,6 +10,7 @@ list of clips without their frames.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -57,6 +58,8 @@ __all__ = [
 
 DECODERS = ("auto", "pyav", "dali")
 
+_log = logging.getLogger(__name__)
+
 
 def choose_sampler(
     decode: str,
@@ -98,9 +101,10 @@ def choose_sampler(
 
     try:
         return DaliSampler(size_px=size_px, fallback=pyav, limits=limits)
-    except EnvironmentUnfit:
+    except EnvironmentUnfit as error:
         if decode == "dali":
             raise
+        _log.warning("decoding on the CPU: %s", error)
         return pyav
 
 

@@ -3,7 +3,8 @@
 In: the plan, and items in its order. Out: shard files with their records (`folder`), and of all of
 them the clips and rows of the index. A shard that a run has begun is finished before a signal ends
 it; a clip that is refused after some of its frames were written is taken out again. One that was
-refused and has another content now, since somebody repaired it, has its shard made again.
+refused and has another content now, since somebody repaired it, has its shard made again (of a
+built set or a folder of pictures; a plain folder of videos with another file is another listing).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class RefusedClip:
     Attributes:
         key, kind, reason, attempts: which one, and why.
         sha256: of its content then (`sampling.content_sha256`), None where that cannot be read;
-            with another content it is tried again.
+            with another content it is tried again, where the listing does not hold the content.
     """
 
     key: str

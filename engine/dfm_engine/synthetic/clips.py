@@ -5,8 +5,8 @@ anybody's clips: FFV1 in Matroska, what a careful camera would deliver, or H.264
 real clips are (FFV1 takes a decoder ten times as long).
 
     <folder>/demo-set.json                    what was asked for; a rerun must ask for the same
-    <folder>/driving/<action>/<name>.mkv
-    <folder>/real/<identity>/<name>.mkv
+    <folder>/driving/<action>/<name>.mkv or .mp4
+    <folder>/real/<identity>/<name>.mkv or .mp4
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +182,29 @@ def test_processes_read_what_threads_read_in_the_same_order(
     assert len(by_processes) == len(by_threads) == 13
 
 
+@pytest.mark.parametrize("deadly", [None, 8], ids=["none-can-be-had", "a-file-ends-its-process"])
 def test_files_are_read_on_where_the_processes_die(
-    with_a_bad_one: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    with_a_bad_one: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    deadly: int | None,
 ) -> None:
     expected = list(read_all(with_a_bad_one, cores=2))
 
     class Dies:
         def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def submit(self, work: Any, *given: Any) -> Future[Any]:
+            if deadly is None or given == (with_a_bad_one[deadly],):
+                raise reading.BrokenExecutor("killed")
+            done: Future[Any] = Future()
+            done.set_result(work(*given))
+            return done
 
         def map(self, work: Any, paths: Any, **_: Any) -> Any:
             paths = iter(paths)
@@ -202,5 +219,8 @@ def test_files_are_read_on_where_the_processes_die(
     monkeypatch.setattr(reading, "FILES_PER_PROCESS", 4)
     found = list(read_all(with_a_bad_one, cores=2))
     assert len(found) == 13
+    assert "it reads file by file" in caplog.text
+    if deadly is not None:
+        assert found[deadly] == "the process that read it ended"
+        found[deadly] = expected[deadly]
     assert all(map(same, found, expected))
-    assert "goes on without them" in caplog.text
