@@ -314,3 +314,28 @@ def test_a_provider_that_is_not_built_in_is_refused_before_anything_is_exported(
     with pytest.raises(EnvironmentUnfit, match="no CUDAExecutionProvider, only CPUExecution"):
         choose_backend("onnxruntime", "cuda")
     assert choose_backend("onnxruntime", "cpu") == "onnxruntime"
+
+
+def test_what_is_made_of_weights_alone_can_be_sampled_and_given(tmp_path: Path) -> None:
+    node = helper.make_node
+    nodes = [
+        node("Neg", ["minus_grid"], ["grid"]),
+        node("GridSample", ["image", "grid"], ["a"], mode="bilinear", padding_mode="zeros"),
+        node("Add", ["a", "image"], ["out"]),
+    ]
+    tensors = [
+        helper.make_tensor_value_info("image", 1, [1, 3, 8, 8]),
+        helper.make_tensor_value_info("out", 1, [1, 3, 8, 8]),
+        helper.make_tensor_value_info("grid", 1, [1, 8, 8, 2]),
+    ]
+    random = np.random.default_rng(3).uniform(-1, 1, (1, 8, 8, 2)).astype(np.float32)
+    weights = [numpy_helper.from_array(random, "minus_grid")]
+    graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, str(tmp_path / "g.onnx"))
+    staged = StagedGraph(tmp_path / "g.onnx", lambda data: open_session(data, "cpu"))
+    image = warp_feeds(1)["image"]
+    found = staged.run({"image": image})
+    wanted = open_session(tmp_path / "g.onnx", "cpu").run(None, {"image": image.numpy()})
+    for name, value in zip(("out", "grid"), wanted, strict=True):
+        torch.testing.assert_close(found[name], torch.from_numpy(value), rtol=0, atol=2e-6)

@@ -13,7 +13,7 @@ from dfmtest_fake_trt import STREAM, FakeContext, FakeEngine, FakeStreams, fake_
 from dfmtest_onnx_graphs import WARP, Warp, warp_feeds
 
 from dfm_engine.errors import EnvironmentUnfit, ShapeError, UsageError
-from dfm_export import trt_graph
+from dfm_export import cuda_graphs, trt_graph
 from dfm_export.cache import CachedEngine, EngineCache, EngineKey
 from dfm_export.cuda_graphs import CudaGraphs
 from dfm_export.specs import GraphSpec, TensorSpec
@@ -143,6 +143,23 @@ def test_each_recorded_size_has_a_context_of_its_own() -> None:
     assert len(fake.contexts) == 2
     for context in fake.contexts:  # bound as it was recorded, every time
         assert len({tuple(sorted(addresses.items())) for _, addresses in context.runs}) == 1
+
+
+def test_the_context_of_a_forgotten_size_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST", 2)
+    runner = graph(engine())
+
+    def record(launch, _device):
+        launch()
+        return launch
+
+    runner._recorded = CudaGraphs(
+        lambda part: runner._enqueue(part, 0), runner.device, record=record
+    )
+    for rows in (1, 2, 3, 4, 5, 1):
+        feeds = warp_feeds(rows, seed=rows)
+        assert torch.equal(runner.run(feeds)["mask"], Warp()(*feeds.values()))
+        assert len(runner._contexts.of_sizes) <= 3  # two recorded, and the one being so
 
 
 @pytest.mark.parametrize(
