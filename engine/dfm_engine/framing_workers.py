@@ -44,10 +44,14 @@ FILES_PER_WORKER = 2
 half a dozen clips."""
 
 SETTINGS = {
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "CUDA_VISIBLE_DEVICES": "",  # a context of each worker's would fill the GPU
 }
-"""Of a worker's environment, before it loads anything."""
+"""Of a worker's environment, before it loads torch; NumPy is there by then, and has the threads
+that this process's environment gives it, one by the command line."""
+
+CLIPS_PER_VISIT = 500
+"""Ranges of one file that go to a worker at once: orders and answers stay smaller than a pipe."""
 
 Clip = SourceClip | DrivingClip
 Visit = tuple[list[Prepared], dict[str, Meter]]
@@ -138,6 +142,11 @@ class FramingWorkers:
             EnvironmentUnfit: the workers do not start.
             RuntimeError: framing raised what no file is to blame for.
         """
+        files = [
+            clips[start : start + CLIPS_PER_VISIT]
+            for clips in files
+            for start in range(0, len(clips), CLIPS_PER_VISIT)
+        ]
         count = min(self.count, len(files))
         for name in ("probe", "frame"):
             meters.stage(name, workers=count)

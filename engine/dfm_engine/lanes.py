@@ -123,14 +123,16 @@ class SharedLane:
     def __init__(self, device: torch.device | str, *, name: str) -> None:
         self._device = device
         self._within = contextlib.ExitStack()
-        self._thread = ThreadPoolExecutor(
-            1, name, initializer=lambda: self._within.enter_context(lane(device))
-        )
+        self._is_begun = False
+        self._thread = ThreadPoolExecutor(1, name)
 
     def __call__(self, work: Callable[[], T]) -> T:
         """What `work` gives, or raises; it is settled."""
 
         def run() -> T:
+            if not self._is_begun:  # in the thread, and with its error at the call
+                self._within.enter_context(lane(self._device))
+                self._is_begun = True
             result = work()
             settle(self._device)
             return result

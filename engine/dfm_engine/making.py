@@ -9,8 +9,8 @@ Order is kept throughout, so a build's bytes do not depend on the timing, nor on
 
 In memory at once, beside the encode pool's: the source clips of `lanes.open` + OPEN_JOBS jobs and
 of a batch, and the animations of ANIMATED_CLIPS + `lanes.screen` + SCREENED_CLIPS clips, each
-with its source clip (T x S x S x 3 bytes, 16 MB for 80 frames of 256 x 256). `build.py` calls
-`make_wave`.
+with its source clip (T x S x S x 3 bytes, 16 MB for 80 frames of 256 x 256; on a GPU half as much
+again for the encoder, until the screen has seen the frames). `build.py` calls `make_wave`.
 """
 
 from __future__ import annotations
@@ -57,11 +57,18 @@ SCREENED_CLIPS = 1
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """An animation with its verdict."""
+    """An animation with its verdict.
+
+    Attributes:
+        job: what was wanted.
+        count: its frames.
+        pixels: of them, for the encoder: I420 where the generator's device made it, else RGB.
+        verdict: of the screen.
+    """
 
     job: OpenJob
-    frames: Pixels
-    i420: Pixels | None
+    count: int
+    pixels: Pixels
     verdict: Verdict
 
 
@@ -273,7 +280,7 @@ class Workshop:
                 source=job.source.look,
                 external=external,
             )
-        return Screened(job, frames, made.i420, verdict)
+        return Screened(job, len(frames), frames if made.i420 is None else made.i420, verdict)
 
     def _write(self, screened: Iterable[Screened]) -> Iterator[tuple[Candidate, Outcome]]:
         """Hand clips to the pool and commit them in the order in which they came."""
@@ -282,7 +289,7 @@ class Workshop:
             order = self._fake_order(item)
             self._encoders.begin(order)
             if item.verdict.keep:
-                self._begin_twin(item.job, len(item.frames))
+                self._begin_twin(item.job, item.count)
             writing.append((item, order))
             while writing and writing[0][1].is_done:
                 yield self._commit(*writing.popleft())
@@ -295,7 +302,7 @@ class Workshop:
         if files is None:
             self._given_up.add(job.clip_id)
             return job.candidate, Outcome.FAILED
-        count = len(item.frames)
+        count = item.count
         has_twin = verdict.keep and not job.source.clip.is_still
         # The twin first: a fake that is committed has its real half beside it.
         if has_twin and not self._write_twin(job.source.clip, job.source.frames[:count]):
@@ -322,7 +329,7 @@ class Workshop:
             clip_id=job.clip_id,
             label="fake",
             action=job.candidate.action.value,
-            frames=item.frames if item.i420 is None else item.i420,
+            frames=item.pixels,
             qualities=qualities,
             comment=self._naming.fake_comment(job.source, job.driving),
             blamed=job.source.clip.path,

@@ -61,7 +61,13 @@ class Ahead(Generic[T]):
         return len(self._made)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # a signal, say: nobody will leave what was not entered
+            self._is_closed = True
+            with self._changed:
+                self._changed.notify_all()
+            raise
         return self
 
     def __exit__(
@@ -70,8 +76,8 @@ class Ahead(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_closed = True  # first of all: whatever cuts this short, the thread ends
         with self._changed:
-            self._is_closed = True
             self._changed.notify_all()
             # Not by join: one that a signal ends takes the thread for over.
             self._changed.wait_for(lambda: self._is_ended)
@@ -175,8 +181,14 @@ class MapAhead(Generic[S, T]):
             return sum(place.is_done for place in self._line)
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # a signal, say: nobody will leave what was not entered
+            self._is_closed = True
+            with self._changed:
+                self._end()
+            raise
         return self
 
     def __exit__(
@@ -185,6 +197,7 @@ class MapAhead(Generic[S, T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_closed = True  # first of all: whatever cuts this short, the threads end
         with self._changed:
             self._end()
             self._changed.wait_for(lambda: not self._left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -81,8 +82,10 @@ def test_urgent_rows_are_computed_before_those_that_wait() -> None:
     assert begun.acquire(timeout=20)
     assert begun.acquire(timeout=20)  # both threads are at a slow row, four wait
     second.start()
+    deadline = time.monotonic() + 20
     while len(crew._tasks) < 6:
-        pass
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     free.set()
     first.join()
     second.join()

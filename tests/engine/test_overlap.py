@@ -370,6 +370,34 @@ except Interrupted as error:
     assert (done.returncode, done.stdout.split()) == (130, ["interrupted", "done"]), done.stderr
 
 
+@pytest.mark.parametrize(
+    "how", ["Ahead(items(), depth=4", "MapAhead(int, items(), workers=8, depth=32"]
+)
+def test_a_process_that_is_interrupted_while_threads_start_ends(how: str):
+    script = f"""
+import os, signal, sys, time
+from dfm_engine.interrupts import Interrupted, stop_on_signals
+from dfm_engine.overlap import Ahead, MapAhead
+
+def items():
+    os.kill(os.getpid(), signal.SIGINT)  # while the others are being started
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+try:
+    with stop_on_signals():
+        with {how}, name="x"):
+            time.sleep(20)
+except Interrupted as error:
+    sys.exit(error.exit_code)
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+        assert done.returncode == 130
+
+
 def test_maps_and_generators_chain_and_an_inner_error_reaches_the_last():
     def numbers() -> Iterator[int]:
         yield from range(20)
