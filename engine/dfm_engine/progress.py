@@ -122,7 +122,7 @@ class Meters:
 
     def fill(self) -> dict[str, tuple[int, int]]:
         """Items waiting in each queue, and how many can."""
-        return {name: read() for name, read in list(self.queues.items())}
+        return {name: read() for name, read in self.queues.copy().items()}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -182,7 +182,8 @@ class Meters:
 
     def bottleneck(self) -> str | None:
         """The stage that was busy for the largest share of its workers' time."""
-        shares = {name: m.busy_s / m.workers for name, m in list(self.stages.items())}
+        # A copy is one step for other threads; a list of pairs is many, between which they may add.
+        shares = {name: m.busy_s / m.workers for name, m in self.stages.copy().items()}
         busiest = max(shares, key=lambda name: shares[name], default=None)
         return busiest if busiest and shares[busiest] > 0 else None
 
