@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from dfm_engine.allocator import keep_freed_memory
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; before torch
+keep_freed_memory()  # likewise
 
 settings.register_profile("dfm", deadline=None)  # a busy machine is no failure
 settings.load_profile("dfm")

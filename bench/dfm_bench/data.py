@@ -22,6 +22,7 @@ from dfm_bench.feeding import FeedWorkload, feed_rows, remarks_on
 from dfm_bench.measure import Row, measure
 from dfm_bench.report import BenchReport
 from dfm_bench.store_fill import FillWorkload, fill_rows, make_clips
+from dfm_engine.allocator import keep_freed_memory
 from dfm_engine.interrupts import StopRequest
 from dfm_engine.recipe import Limits
 from dfm_engine.store.fill import PrepareOptions, fill_store
@@ -77,6 +78,7 @@ def run_bench_data(
         CheckFailed: a store or a loader that is not right; nothing is written.
     """
     facts, where = read_facts(), torch.device(device)
+    keep_freed_memory()  # as where a detector is trained
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     remarks: list[str] = []

@@ -182,10 +182,13 @@ def end_to_end(
     count = {stage.name: stage.frames for stage in stages}
     frames = count["animate"]
     if machinery.runner.device.type == "cuda":
-        rates = {row.name: row.rate for row in parts if row.name in ("generator", "encode pool")}
+        fastest = {
+            name: max(row.rate for row in parts if row.name == name)
+            for name in ("generator", "encode pool")
+        }
         alone = {
-            "generator": frames / rates["generator"],
-            "encode pool": count["encode"] / rates["encode pool"],
+            "generator": frames / fastest["generator"],
+            "encode pool": count["encode"] / fastest["encode pool"],
         }
     else:
         alone = {

@@ -15,6 +15,7 @@ from dfm_engine.errors import EnvironmentUnfit, UsageError
 from dfm_engine.faces.mtcnn import Mtcnn
 from dfm_engine.faces.pictures import FrameReader, PyavReader
 from dfm_engine.fomm.model import Fomm
+from dfm_engine.fomm.transfer import preload
 from dfm_engine.framing_workers import FramingWorkers, framer_of
 from dfm_engine.lanes import Lanes, plan_framing, plan_lanes
 from dfm_engine.machine import read_cores
@@ -89,6 +90,8 @@ def load_machinery(
     reader = open_reader(decode, where, pipelines=min(MAX_PIPELINES, lanes.open))
     model = load_fomm(weights, config, align_corners=recipe.motion.align_corners)
     detector = Mtcnn.load(where)
+    if recipe.motion.mode == "rel_adapt":
+        preload()  # or the first job of all would wait for it, and every core with it
     batch_size = recipe.plan.batch_size or plan_batch_size(model.config, where)
     runner = open_runner(model, where, batch_size) if open_runner else None
     size, framing = model.frame_size[0], None

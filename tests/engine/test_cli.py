@@ -164,3 +164,16 @@ def test_verify_gives_one_object_and_exits_5_for_damage(capfd, whole: Path, tmp_
     code, out, err = call(capfd, "dataset", "verify", str(tmp_path / "set"))
     assert (code, out) == (5, "")
     assert victim.name in err
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"), [(("score",), True), (("bench", "throughput"), False)]
+)
+def test_commands_keep_freed_memory_but_benchmarks_decide_themselves(
+    monkeypatch, capfd, command: tuple[str, ...], kept: bool
+):
+    calls = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append(command))
+    code, _, _ = call(capfd, *command, "--help")
+    assert code == 0
+    assert calls == ([command] if kept else [])

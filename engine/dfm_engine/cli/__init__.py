@@ -14,6 +14,9 @@ import logging
 import os
 import sys
 
+import typer
+
+from dfm_engine.allocator import keep_freed_memory
 from dfm_engine.cli import (
     backends,
     bench,
@@ -58,6 +61,13 @@ app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(bench_app, name="bench")
 app.add_typer(export_app, name="export")
+
+
+@app.callback()
+def _prepare(context: typer.Context) -> None:
+    """Before every command."""
+    if context.invoked_subcommand != "bench":  # it says itself which numbers it takes so
+        keep_freed_memory()
 
 
 def main() -> None:

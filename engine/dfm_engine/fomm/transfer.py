@@ -5,6 +5,7 @@ Source: the published animation script; `rel` and `rel_adapt` are its --relative
 
 from __future__ import annotations
 
+import importlib
 from typing import Literal, get_args
 
 import numpy as np
@@ -73,9 +74,14 @@ def transfer(
     return Keypoints(movement + source.value, jacobian)
 
 
+def preload() -> None:
+    """Load what `transfer` needs and few commands do: 0.6 s, while nothing waits for it."""
+    importlib.import_module("scipy.spatial")
+
+
 def hull_area(points: NDArray[np.floating]) -> float:
     """Area of the convex hull of (N, 2) points; 0 where they lie on one line."""
-    from scipy.spatial import ConvexHull, QhullError  # 0.6 s, which most commands need not spend
+    from scipy.spatial import ConvexHull, QhullError
 
     try:
         return float(ConvexHull(np.asarray(points, dtype=np.float64)).volume)  # 2-D: the area

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from dfm_engine.allocator import keep_freed_memory
 from dfm_engine.errors import DfmError
 from dfm_engine.media.encode import encode_clip, rgb_to_i420
 
@@ -39,6 +40,7 @@ def main() -> None:
     """Serve jobs until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(int(sys.argv[1]))
+    keep_freed_memory()
     buffers = [int(argument) for argument in sys.argv[2:]]
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from multiprocessing import connection, get_context
 from typing import Any
 
+from dfm_engine.allocator import keep_freed_memory
 from dfm_engine.errors import EnvironmentUnfit
 from dfm_engine.media.pool import cause_of_end
 
@@ -104,6 +105,7 @@ def _main(
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         return
+    keep_freed_memory()
     if begin is not None:
         given = begin(), *given
     try:

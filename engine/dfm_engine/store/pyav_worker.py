@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfm_engine.allocator import keep_freed_memory
 from dfm_engine.errors import MediaError
 from dfm_engine.recipe import Limits
 from dfm_engine.store.sampling import sample_clip
@@ -40,6 +41,7 @@ def main() -> None:
     """Serve orders until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(int(sys.argv[1]))
+    keep_freed_memory()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
     settings = json.loads(sys.argv[3])
