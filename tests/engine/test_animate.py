@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from dfm_engine.animate import (
     prepare_driving,
     prepare_source,
 )
-from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
+from dfm_engine.backends import Runner, TorchRunner, calls_at_once, plan_batch_size
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm import Keypoints, SourceFeatures, parse_config
 from dfm_engine.media.encode import rgb_to_i420
@@ -67,6 +69,40 @@ def test_a_rows_pixels_do_not_depend_on_its_neighbours(runner: TorchRunner, thre
         assert {key: len(versions) for key, versions in seen.items()} == dict.fromkeys(jobs, 1)
     finally:
         torch.set_num_threads(before)
+
+
+def test_frames_are_the_same_however_many_cores_have_rows() -> None:
+    found = []
+    for threads in (1, 3):
+        runner = TorchRunner(make_fomm(small_config(num_kp=6), seed=2), threads=threads)
+        assert calls_at_once(runner) == (1 if threads == 1 else 2)
+        jobs = [make_job(runner, key, length) for key, length in enumerate((3, 1, 9, 4))]
+        made = animate_jobs(jobs, runner=runner, batch_size=BATCH)
+        found.append([(job.key, pixels.tobytes()) for job, pixels, _ in made])
+    assert found[0] == found[1]
+
+
+def test_two_batches_are_under_way_at_once_and_none_after_an_error() -> None:
+    runner = TorchRunner(make_fomm(small_config(num_kp=6), seed=2), threads=2)
+    jobs = [make_job(runner, key, BATCH) for key in range(3)]
+    plain, together, lock = runner.animate, threading.Barrier(2, timeout=60), threading.Lock()
+    calls: list[int] = []
+
+    def animate(*batch: Any) -> torch.Tensor:
+        with lock:
+            calls.append(len(calls))
+            number = calls[-1]
+        if number == 2:
+            raise ValueError("the third batch")
+        together.wait()  # for the other: breaks unless both are computed at once
+        return plain(*batch)
+
+    runner.animate = animate  # pyright: ignore[reportAttributeAccessIssue]
+    made = animate_jobs(jobs, runner=runner, batch_size=BATCH)
+    assert [next(made).job, next(made).job] == jobs[:2]
+    with pytest.raises(ValueError, match="the third batch"):
+        next(made)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batch")]
 
 
 def test_predictions_and_keypoints_are_bit_equal_at_every_place_in_the_batch(
