@@ -20,22 +20,28 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
 
-_SETTINGS = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+_SETTINGS = (
+    *("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_"),
+    *("MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_"),
+)
 
 
 def keep_freed_memory() -> bool:
     """Tell this process's allocator; for processes that work at frame after frame.
 
-    Nothing happens where the environment already says how memory is to be kept.
+    Call it before there are threads: those that are keep heaps of their own, which shrink. Nothing
+    happens where the environment already says how memory is to be kept.
 
     Returns:
         Whether it was told: False elsewhere than on glibc.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SETTINGS):
+    is_set = any(name in os.environ for name in _SETTINGS)
+    is_set |= "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] != "glibc" or is_set:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(
         mallopt(_M_MMAP_MAX, 0)  # no buffer is mapped, and unmapped, by itself
-        and mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # the heap never shrinks
+        and mallopt(_M_TRIM_THRESHOLD, -1)  # the heap never shrinks
         and mallopt(_M_ARENA_MAX, 1)  # those of threads would: they consist of mapped pieces
     )

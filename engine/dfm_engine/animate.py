@@ -5,9 +5,9 @@ per frame than long ones. Every batch has the same number of rows, the last one 
 convolution may round differently at another batch size: so a row's pixels depend on its own
 source and keypoints alone.
 
-The host is one batch behind: while it takes one batch's frames, the next one is computed. On a GPU
-the frames come by a stream of their own into pinned memory; on a CPU, where a runner may take two
-batches at once, no core waits for the last row of one before it begins the next.
+Where it can be, the host is one batch behind: while it takes one batch's frames, the next one is
+computed. On a GPU the frames come by a stream of their own into pinned memory; on a CPU a runner
+may take two batches at once, and no core waits for the last row of one before it begins the next.
 """
 
 from __future__ import annotations
@@ -156,24 +156,38 @@ def animate_jobs(
     waiting: deque[_Progress] = deque()  # with rows to send, or on the way
     flights: deque[_Flight] = deque()
 
-    def send() -> None:
+    def halve(error: torch.OutOfMemoryError) -> None:
         nonlocal batch_size
-        while True:
+        if batch_size == 1:
+            raise EnvironmentUnfit(
+                f"animating one row on {runner.device}: out of memory ({error}); free "
+                "some, or use --device cpu"
+            ) from None
+        torch.cuda.empty_cache()
+        batch_size //= 2
+        if on_halved is not None:
+            on_halved(batch_size)
+
+    def send() -> None:
+        before = len(flights)
+        while len(flights) == before:
             try:
                 flights.append(_send(waiting, compute, batch_size, runner.device))
-                break
             except torch.OutOfMemoryError as error:
-                if batch_size == 1:
-                    raise EnvironmentUnfit(
-                        f"animating one row on {runner.device}: out of memory ({error}); free "
-                        "some, or use --device cpu"
-                    ) from None
-            torch.cuda.empty_cache()
-            batch_size //= 2
-            if on_halved is not None:
-                on_halved(batch_size)
-        while len(flights) > in_flight:
+                halve(error)
+
+    def land() -> None:
+        """The first that is under way; where memory was short for it, those behind it go, too."""
+        try:
             flights.popleft().land()
+        except torch.OutOfMemoryError as error:
+            for flight in flights:
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    flight.arrived()
+            flights.clear()
+            for entry in waiting:
+                entry.sent = entry.landed
+            halve(error)
 
     with _opened(runner, calls) as compute:
         for job in jobs:
@@ -183,12 +197,14 @@ def animate_jobs(
             waiting.append(_Progress(Animated(job, frames, i420)))
             while sum(entry.rows_left for entry in waiting) >= batch_size:
                 send()
+                while len(flights) > in_flight:
+                    land()
                 yield from _finished(waiting)
         while waiting:
             if any(entry.rows_left for entry in waiting):
                 send()
-            else:
-                flights.popleft().land()
+            if len(flights) > in_flight or not any(entry.rows_left for entry in waiting):
+                land()
             yield from _finished(waiting)
 
 

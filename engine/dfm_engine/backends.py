@@ -167,7 +167,7 @@ def calls_at_once(runner: Runner) -> int:
     """Calls of `animate` that a runner is the faster for when they come from as many threads.
 
     The last rows of a batch end one after the other. A crew that has the next batch already goes on
-    with its rows, where it would wait for the last one.
+    with its rows, where it would wait for the last one. Other runners take their calls in turn.
     """
     return 2 if isinstance(runner, TorchRunner) and runner.deals_rows else 1
 

@@ -4,9 +4,9 @@
     predictions = crew.map(predict_row, rows)
 
 Threads inside a row meet at the end of every operation, and the slowest one, held up by an encoder
-or by the scheduler, holds up all. Whole rows meet once a batch: 1.2 to 1.4 times the frames of
-vox-256 on two cores of an AMD EPYC (2026-11-23). And a row that one core computes has the same
-bits however many cores there are.
+or by the scheduler, holds up all. Whole rows meet once a batch, and with two callers never: 1.2 to
+1.4 times the frames of vox-256 on two cores of an AMD EPYC (2026-11-23). And a row that one core
+computes has the same bits however many cores there are.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ once: while a batch is generated the next sources are decoded and the last anima
 Order is kept throughout, so a build's bytes do not depend on the timing, nor on the lanes.
 
 In memory at once, beside the encode pool's: the source clips of `lanes.open` + OPEN_JOBS jobs and
-of a batch, and the animations of ANIMATED_CLIPS + `lanes.screen` + SCREENED_CLIPS clips, each
+of two batches, and the animations of ANIMATED_CLIPS + `lanes.screen` + SCREENED_CLIPS clips, each
 with its source clip (T x S x S x 3 bytes, 16 MB for 80 frames of 256 x 256; on a GPU half as much
 again for the encoder, until the screen has seen the frames). `build.py` calls `make_wave`.
 """

@@ -68,11 +68,38 @@ def test_a_buffer_wanted_again_is_not_mapped_again(threaded):
 
 
 @needs_glibc
-@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_what_the_environment_says_goes_first(name):
-    value = "glibc.malloc.tcache_count=7" if name == "GLIBC_TUNABLES" else "131072"
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "131072", "False"),
+        ("MALLOC_ARENA_MAX", "4", "False"),
+        ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=7", "False"),
+        ("GLIBC_TUNABLES", "glibc.rtld.optional_static_tls=4096", "True"),  # not of memory
+    ],
+)
+def test_what_the_environment_says_goes_first(name, value, wanted):
     answer, _ = faults(told=True, env={name: value})
-    assert answer == "False"
+    assert answer == wanted
+
+
+@needs_glibc
+def test_not_even_gibibytes_are_given_back():
+    program = """
+import ctypes
+from dfm_engine.allocator import keep_freed_memory
+assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+libc.sbrk.argtypes = [ctypes.c_ssize_t]
+block = libc.malloc(3 << 30)  # never touched: it costs nothing
+assert block
+before = libc.sbrk(0)
+libc.free(block)
+assert libc.sbrk(0) == before
+"""
+    env = {"PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=env)
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

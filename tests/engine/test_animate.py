@@ -211,6 +211,26 @@ class Cramped(Counting):
         return super().animate(features, kp_source, kp_driving)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_short_memory_halves_batches_that_threads_compute(threads: int) -> None:
+    class CrampedTorch(TorchRunner):
+        def animate(self, features: Any, kp_source: Any, kp_driving: Any) -> torch.Tensor:
+            if len(kp_driving) > 2:
+                raise torch.OutOfMemoryError("tried to allocate")
+            return super().animate(features, kp_source, kp_driving)
+
+    fomm = make_fomm(small_config(num_kp=6), seed=2)
+    plain, cramped = TorchRunner(fomm, threads=threads), CrampedTorch(fomm, threads=threads)
+    jobs = [make_job(plain, key, length) for key, length in enumerate((5, 9, 2))]
+    halved: list[int] = []
+    found = animate_jobs(jobs, runner=cramped, batch_size=8, on_halved=halved.append)
+    wanted = animate_jobs(jobs, runner=plain, batch_size=8)
+    pairs = list(zip(found, wanted, strict=True))
+    assert [one.job for one, _ in pairs] == jobs
+    assert all(np.array_equal(one.frames, other.frames) for one, other in pairs)
+    assert halved == [4, 2]
+
+
 @pytest.mark.parametrize("in_flight", [0, 1, 2])
 def test_batches_on_their_way_are_neither_lost_nor_mixed_up(
     monkeypatch: pytest.MonkeyPatch, in_flight: int

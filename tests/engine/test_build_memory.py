@@ -73,6 +73,7 @@ def peak_bytes(clips: Path, yaml: Path, out: Path, *, per_action: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_twenty_times_the_jobs_need_no_more_memory(drawn, tiny_256_yaml, tmp_path):
     few = peak_bytes(drawn, tiny_256_yaml, tmp_path / "few", per_action=1)
     many = peak_bytes(drawn, tiny_256_yaml, tmp_path / "many", per_action=20)

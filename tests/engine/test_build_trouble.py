@@ -23,7 +23,6 @@ from dfmtest_build import Hook, Workbench, contents
 
 import dfm_engine.build
 import dfm_engine.encoding
-from dfm_engine.actions import Action
 from dfm_engine.errors import EnvironmentUnfit, UsageError, WorkerDied
 from dfm_engine.interrupts import Interrupted, StopRequest, draining_signals
 from dfm_engine.jobs import RunFolder
@@ -32,7 +31,7 @@ from dfm_engine.manifest import read_manifest
 from dfm_engine.media.pool import EncodeFuture, EncodePool
 from dfm_engine.options import list_inputs
 from dfm_engine.quarantine import read_quarantine
-from dfm_engine.synthetic import DemoSetSettings, write_clip, write_demo_set
+from dfm_engine.synthetic import write_clip
 from dfm_engine.verify import verify_dataset
 
 
@@ -357,52 +356,3 @@ def test_lanes_change_no_byte_and_no_outcome(workbench: Workbench, tmp_path: Pat
         (good[1].name, "not-found"),
         (good[1].name, "not-found"),
     ]
-
-
-# --- memory --------------------------------------------------------------------------------------
-
-MEASURE = """
-import resource, sys
-from dfm_engine.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert end.code == 0, end.code
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_fifty_jobs_need_no_more_memory_than_ten(test_recipe, tiny_256_yaml, tmp_path):
-    """At 256 pixels, where forty clips kept in memory would be 70 MB of about 700."""
-    drivers = (Action.NOD, Action.YAW, Action.SMILE, Action.BLINK, Action.OPEN_MOUTH)
-    settings = DemoSetSettings(
-        drivers=(1,),
-        sources=tuple(range(1000, 1010)),
-        driving_frames=16,
-        real_frames=16,
-        size=128,
-        actions=drivers,
-    )
-    write_demo_set(tmp_path / "all", settings)
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "nod").symlink_to(tmp_path / "all" / "driving" / "nod")
-    peak_kib: dict[str, int] = {}
-    for name, driving, fakes in (("ten", "one", 10), ("fifty", "all/driving", 50)):
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", MEASURE, "build-dataset", "--device", "cpu"),
-                *("--recipe", str(test_recipe), "--real", str(tmp_path / "all" / "real")),
-                *("--driving", str(tmp_path / driving), "--weights", "random"),
-                *("--fomm-config", str(tiny_256_yaml)),
-                *("--out", str(tmp_path / name), "--json"),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        *_, summary, peak = done.stdout.splitlines()
-        assert json.loads(summary)["fakes"] == fakes
-        peak_kib[name] = int(peak)
-    assert peak_kib["fifty"] <= 1.1 * peak_kib["ten"], peak_kib
