@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfm_engine.backends import Runner, calls_at_once
+from dfm_engine.backends import Runner
 from dfm_engine.clip import Pixels
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm.values import Keypoints, SourceFeatures
@@ -33,7 +33,7 @@ from dfm_kernels.to_yuv import rgb_to_yuv
 
 IN_FLIGHT = {"cpu": 0, "cuda": 1}
 """Batches that may be on their way to the host while the next one is computed; to these come those
-that a runner computes at once (`backends.calls_at_once`), beyond one."""
+that a runner computes at once (`Runner.calls_at_once`), beyond one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +150,7 @@ def animate_jobs(
     if batch_size < 1:
         raise ShapeError(f"batch_size must be at least 1, got {batch_size}")
     on_gpu = torch.device(runner.device).type == "cuda"
-    calls = calls_at_once(runner)
+    calls = runner.calls_at_once
     in_flight = IN_FLIGHT[torch.device(runner.device).type] + calls - 1
     height, width = runner.frame_size
     waiting: deque[_Progress] = deque()  # with rows to send, or on the way

@@ -36,6 +36,8 @@ class Runner(Protocol):
         device: where tensors are taken and given.
         frame_size: (height, width) of sources, driving frames and predictions.
         weights_sha256: identifies the weights.
+        calls_at_once: calls of `animate` that make it the faster when they come from as many
+            threads; with 1 it is called by one at a time.
     """
 
     @property
@@ -46,6 +48,8 @@ class Runner(Protocol):
     def frame_size(self) -> tuple[int, int]: ...
     @property
     def weights_sha256(self) -> str: ...
+    @property
+    def calls_at_once(self) -> int: ...
 
     def keypoints(self, images: Tensor) -> Keypoints:
         """Keypoints of (B, 3, H, W) images in [0, 1]."""
@@ -95,9 +99,13 @@ class TorchRunner:
         self._crew = Crew(threads) if is_cpu else None
 
     @property
-    def deals_rows(self) -> bool:
-        """Whether several cores have a row each."""
-        return self._crew is not None and self._crew.threads > 1
+    def calls_at_once(self) -> int:
+        """2 where several cores have a row each.
+
+        The last rows of a batch end one after the other. A crew that has the next batch already
+        goes on with its rows, where it would wait for the last one.
+        """
+        return 2 if self._crew is not None and self._crew.threads > 1 else 1
 
     @property
     def name(self) -> str:
@@ -161,15 +169,6 @@ class TorchRunner:
 
 def _put_channels_last(module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
     return (given[0].contiguous(memory_format=torch.channels_last),)
-
-
-def calls_at_once(runner: Runner) -> int:
-    """Calls of `animate` that a runner is the faster for when they come from as many threads.
-
-    The last rows of a batch end one after the other. A crew that has the next batch already goes on
-    with its rows, where it would wait for the last one. Other runners take their calls in turn.
-    """
-    return 2 if isinstance(runner, TorchRunner) and runner.deals_rows else 1
 
 
 def plan_batch_size(

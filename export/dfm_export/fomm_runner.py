@@ -30,6 +30,8 @@ class FommGraphsRunner:
             eight digits of it, so that a build is not resumed with others.
     """
 
+    calls_at_once = 1
+
     def __init__(
         self, graphs: Mapping[str, GraphRunner], *, weights_sha256: str, files_sha256: str = ""
     ) -> None:

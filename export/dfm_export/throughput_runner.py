@@ -39,6 +39,8 @@ class ThroughputRunner:
         record: see `CudaGraphs`; None records a CUDA graph.
     """
 
+    calls_at_once = 1
+
     def __init__(
         self,
         fomm: Fomm,

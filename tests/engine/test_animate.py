@@ -16,7 +16,7 @@ from dfm_engine.animate import (
     prepare_driving,
     prepare_source,
 )
-from dfm_engine.backends import Runner, TorchRunner, calls_at_once, plan_batch_size
+from dfm_engine.backends import Runner, TorchRunner, plan_batch_size
 from dfm_engine.errors import EnvironmentUnfit, ShapeError
 from dfm_engine.fomm import Keypoints, SourceFeatures, parse_config
 from dfm_engine.media.encode import rgb_to_i420
@@ -75,11 +75,30 @@ def test_frames_are_the_same_however_many_cores_have_rows() -> None:
     found = []
     for threads in (1, 3):
         runner = TorchRunner(make_fomm(small_config(num_kp=6), seed=2), threads=threads)
-        assert calls_at_once(runner) == (1 if threads == 1 else 2)
+        assert runner.calls_at_once == (1 if threads == 1 else 2)
         jobs = [make_job(runner, key, length) for key, length in enumerate((3, 1, 9, 4))]
         made = animate_jobs(jobs, runner=runner, batch_size=BATCH)
         found.append([(job.key, pixels.tobytes()) for job, pixels, _ in made])
     assert found[0] == found[1]
+
+
+def test_on_a_cpu_features_are_shared_and_maps_lie_channels_last() -> None:
+    runner = TorchRunner(make_fomm(small_config(num_kp=6), seed=2), threads=1)
+    plain, shared, lain = runner.animate, list[bool](), list[bool]()
+
+    def animate(features: SourceFeatures, *others: Any) -> torch.Tensor:
+        shared.append(features.encoded.stride(0) == 0)
+        return plain(features, *others)
+
+    def look(_: Any, given: tuple[torch.Tensor]) -> None:
+        lain.append(given[0].is_contiguous(memory_format=torch.channels_last))
+
+    runner.animate = animate  # pyright: ignore[reportAttributeAccessIssue]
+    runner.fomm.generator.bottleneck.register_forward_pre_hook(look)
+    jobs = [make_job(runner, key, BATCH + 1) for key in range(2)]
+    assert len(list(animate_jobs(jobs, runner=runner, batch_size=BATCH))) == 2
+    assert shared == [True, False, False]  # all of one source; of two; padded
+    assert lain == [True] * 3 * BATCH
 
 
 def test_two_batches_are_under_way_at_once_and_none_after_an_error() -> None:
@@ -138,6 +157,7 @@ class Counting:
     device = torch.device("cpu")
     frame_size = (2, 3)
     weights_sha256 = ""
+    calls_at_once = 1
 
     def __init__(self) -> None:
         self.batches: list[list[float]] = []

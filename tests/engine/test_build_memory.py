@@ -13,27 +13,8 @@ import pytest
 from dfm_engine.actions import Action
 from dfm_engine.synthetic import DemoSetSettings, write_demo_set
 
-SOURCES, SIZE, FRAMES = 20, 256, 9
+SOURCES, SIZE, FRAMES = 20, 256, 9  # frames as in the recipe
 MORE_JOBS = 190
-
-RECIPE = """
-kind = "build"
-name = "memory"
-description = "short clips, many of them"
-[clips]
-max_frames = {frames}
-[faces]
-every_n = 8
-[sources]
-require_frontal = false
-[screen]
-mode = "record"
-every_n = 4
-[plan]
-per_action = {per_action}
-fakes_per_source = 10
-max_quarantine_share = 1.0
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +31,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def peak_bytes(clips: Path, yaml: Path, out: Path, *, per_action: int) -> int:
+def peak_bytes(clips: Path, recipe: Path, yaml: Path, out: Path, *, per_action: int) -> int:
     """The most memory that the process of a build ever held."""
+    text = recipe.read_text().replace("per_action = 0", f"per_action = {per_action}")
     recipe = out.with_suffix(".toml")
-    recipe.write_text(RECIPE.format(per_action=per_action, frames=FRAMES))
+    recipe.write_text(text.replace("fakes_per_source = 0", "fakes_per_source = 10"))
     answer = out.with_suffix(".json")
     with answer.open("wb") as stdout:
         process = subprocess.Popen(
@@ -74,9 +56,9 @@ def peak_bytes(clips: Path, yaml: Path, out: Path, *, per_action: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_times_the_jobs_need_no_more_memory(drawn, tiny_256_yaml, tmp_path):
-    few = peak_bytes(drawn, tiny_256_yaml, tmp_path / "few", per_action=1)
-    many = peak_bytes(drawn, tiny_256_yaml, tmp_path / "many", per_action=20)
+def test_twenty_times_the_jobs_need_no_more_memory(drawn, test_recipe, tiny_256_yaml, tmp_path):
+    few = peak_bytes(drawn, test_recipe, tiny_256_yaml, tmp_path / "few", per_action=1)
+    many = peak_bytes(drawn, test_recipe, tiny_256_yaml, tmp_path / "many", per_action=20)
     # Every job has two clips of this size. Were one of them kept, it would be twice as much; what
     # there is of it is the heap's settling (68 MiB, all of it in the first two thirds of the run).
     clip_bytes = FRAMES * SIZE * SIZE * 3
